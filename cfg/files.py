@@ -1,0 +1,43 @@
+"""Files that are either whole or not there: written under a temporary name, then renamed."""
+
+import contextlib
+import json
+import os
+import pathlib
+
+import numpy as np
+
+
+@contextlib.contextmanager
+def replacing(path):
+  """Yield a temporary path beside `path`; rename it to `path` if the block succeeds, else remove it."""
+  path = pathlib.Path(path)
+  tmp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+  try:
+    yield tmp
+    os.replace(tmp, path)
+  finally:
+    tmp.unlink(missing_ok=True)
+
+
+def write_text(path, text):
+  """Write `text` as UTF-8."""
+  with replacing(path) as tmp:
+    tmp.write_text(text, encoding="utf-8")
+
+
+def write_json(path, value):
+  """Write JSON, indented, keys in the order given; not-a-number is refused."""
+  write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def write_npz(path, arrays):
+  """Write a dict of numeric arrays."""
+  with replacing(path) as tmp, tmp.open("wb") as f:
+    np.savez(f, **arrays)
+
+
+def read_npz(path):
+  """Read what `write_npz` wrote; never unpickles."""
+  with np.load(path, allow_pickle=False) as archive:
+    return {name: archive[name] for name in archive.files}
