@@ -1,0 +1,1 @@
+"""Networks. The only rooms that know flax.linen, with train_state."""
