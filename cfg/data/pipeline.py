@@ -1,0 +1,99 @@
+"""The training stream: a fresh permutation each epoch, and a position that is one integer.
+
+Example k of the stream is a function of (source, seed, k). A global batch is
+examples [step B, (step + 1) B); a host takes its contiguous share of it, so the
+content and order of global batches do not depend on the number of hosts.
+"""
+
+import grain
+import numpy as np
+
+from cfg.errors import UserError
+
+
+class _Batches:
+  """Random access to this host's share of each global batch."""
+
+  def __init__(self, examples, *, batch_size, start_step, num_steps, host_index, host_count):
+    self._examples = examples
+    self._local = batch_size // host_count
+    self._first = start_step * batch_size + host_index * self._local
+    self._stride = batch_size
+    self._len = max(0, num_steps - start_step)
+
+  def __len__(self):
+    return self._len
+
+  def __getitem__(self, i):
+    first = self._first + i * self._stride
+    index = np.arange(first, first + self._local)
+    rows = [self._examples[int(k)] for k in index]
+    return {
+      "image": np.stack([r["image"] for r in rows]),
+      "label": np.asarray([r["label"] for r in rows], np.int32),
+      "index": index.astype(np.uint32),
+    }
+
+
+def train_stream(source, *, batch_size, seed, start_step, num_steps, host_index=0, host_count=1, num_threads=2):
+  """Iterate over this host's batches for steps [start_step, num_steps).
+
+  Args:
+    source: random access to {"image", "label"}.
+    batch_size: of the global batch; divisible by host_count.
+    seed: of the permutations, one an epoch.
+    start_step: batches to skip: completed updates, when resuming.
+    num_steps: the step to stop before.
+    host_index: which share of the batch, of host_count equal ones.
+    host_count: number of hosts.
+    num_threads: that read ahead.
+
+  Yields:
+    {"image": uint8 [b,H,W,C], "label": int32 [b], "index": uint32 [b]}, b = batch_size / host_count;
+    `index` is the example's position in the stream, from which its noise is drawn.
+  """
+  if batch_size % host_count:
+    raise UserError(f"train.batch_size {batch_size} is not divisible by {host_count} hosts.")
+  examples = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
+  batches = _Batches(
+    examples, batch_size=batch_size, start_step=start_step, num_steps=num_steps,
+    host_index=host_index, host_count=host_count,
+  )
+  options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=4 * num_threads)
+  return iter(grain.MapDataset.source(batches).to_iter_dataset(options))
+
+
+def epoch_batches(source, *, batch_size):
+  """Every example of `source` once, in order, in batches of one shape.
+
+  Yields:
+    (batch, valid): the last batch repeats its last row; `valid` is how many rows are real.
+  """
+  for first in range(0, len(source), batch_size):
+    rows = [source[min(i, len(source) - 1)] for i in range(first, first + batch_size)]
+    batch = {
+      "image": np.stack([r["image"] for r in rows]),
+      "label": np.asarray([r["label"] for r in rows], np.int32),
+      "index": np.arange(first, first + batch_size, dtype=np.uint32),
+    }
+    yield batch, min(batch_size, len(source) - first)
+
+
+class _Rows:
+  """Chosen rows of a source."""
+
+  def __init__(self, source, rows):
+    self._source, self._rows = source, rows
+
+  def __len__(self):
+    return len(self._rows)
+
+  def __getitem__(self, i):
+    return self._source[int(self._rows[i])]
+
+
+def every_nth(source, *, most):
+  """At most `most` examples of `source`, evenly spaced; 0 or None for all."""
+  if not most or most >= len(source):
+    return source
+  return _Rows(source, np.linspace(0, len(source) - 1, most).round().astype(int))

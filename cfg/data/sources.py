@@ -1,0 +1,205 @@
+"""Labelled image sets with random access: the embedded digits, and any folder of class sub-folders."""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from cfg.errors import UserError, nearest
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+
+
+class Source(Protocol):
+  """Random access to examples: {"image": uint8 [H,W,C], "label": int32}."""
+
+  def __len__(self) -> int: ...
+
+  def __getitem__(self, i: int) -> dict: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+  """A labelled image set, split for training and for evaluation references."""
+
+  name: str
+  train: Source
+  heldout: Source
+  class_names: tuple[str, ...]
+  image_shape: tuple[int, int, int]
+
+  @property
+  def num_classes(self):
+    return len(self.class_names)
+
+
+@dataclasses.dataclass(frozen=True)
+class ArraySource:
+  """Images that are in memory."""
+
+  images: np.ndarray  # uint8 [N,H,W,C]
+  labels: np.ndarray  # int32 [N]
+
+  def __len__(self):
+    return len(self.labels)
+
+  def __getitem__(self, i):
+    return {"image": self.images[i], "label": self.labels[i]}
+
+
+@dataclasses.dataclass(frozen=True)
+class FileSource:
+  """Images in files: centre square, area-averaged to `resolution`."""
+
+  paths: Sequence[pathlib.Path]
+  labels: np.ndarray
+  resolution: int
+
+  def __len__(self):
+    return len(self.labels)
+
+  def __getitem__(self, i):
+    return {"image": read_image(self.paths[i], resolution=self.resolution), "label": self.labels[i]}
+
+
+def load(config):
+  """The Dataset that `config` (data.name, path, resolution, heldout_fraction, split_seed) names.
+
+  Raises:
+    UserError: an unknown name, or a folder that cannot be used.
+  """
+  makers = {"digits": digits, "folder": folder}
+  if config.name not in makers:
+    raise UserError(f"data.name is {config.name!r}: {nearest(config.name, makers)}")
+  return makers[config.name](config)
+
+
+def digits(config):
+  """scikit-learn's bundled handwritten digits: 1,797 images of 8x8, 17 grey levels, 10 classes.
+
+  The file's order groups writers, hence the split is random and stratified.
+  """
+  from sklearn.datasets import load_digits  # a slow import, for this data set alone
+
+  images, labels = load_digits(return_X_y=True)
+  # 0 ... 16 to 0 ... 255
+  images = np.rint(images.reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8)
+  labels = labels.astype(np.int32)
+  train, heldout = split(labels, fraction=config.heldout_fraction, seed=config.split_seed)
+  return Dataset(
+    name="digits",
+    train=ArraySource(images[train], labels[train]),
+    heldout=ArraySource(images[heldout], labels[heldout]),
+    class_names=tuple("0123456789"),
+    image_shape=(8, 8, 1),
+  )
+
+
+def folder(config):
+  """`path/<class>/<image>`: classes in alphabetical order, images RGB, `resolution` square."""
+  if not config.path:
+    raise UserError("data.name is 'folder' but data.path is empty: give --config.data.path=DIR, a folder of class sub-folders.")
+  if config.resolution < 1:
+    raise UserError(f"data.resolution is {config.resolution}: give the side of the training images in pixels, --config.data.resolution=64 for example.")
+  root = pathlib.Path(config.path).expanduser()
+  if not root.is_dir():
+    raise UserError(f"data.path {str(root)!r} is not a folder: it must hold one sub-folder of images per class.")
+  class_dirs = sorted(d for d in root.iterdir() if d.is_dir() and not d.name.startswith("."))
+  if not class_dirs:
+    raise UserError(f"data.path {str(root)!r} has no sub-folders: it must hold one sub-folder of images per class.")
+
+  paths, labels = [], []
+  for label, class_dir in enumerate(class_dirs):
+    files = sorted(f for f in class_dir.rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES)
+    if len(files) < 2:
+      raise UserError(
+        f"class folder {str(class_dir)!r} has {len(files)} images ({', '.join(IMAGE_SUFFIXES)}): "
+        "at least 2 are needed, one to train on and one to hold out. Add images or remove the folder."
+      )
+    for file in files:
+      check_header(file)
+    paths += files
+    labels += [label] * len(files)
+
+  labels = np.asarray(labels, np.int32)
+  train, heldout = split(labels, fraction=config.heldout_fraction, seed=config.split_seed)
+  pick = lambda rows: FileSource([paths[i] for i in rows], labels[rows], config.resolution)
+  return Dataset(
+    name=root.resolve().name,
+    train=pick(train),
+    heldout=pick(heldout),
+    class_names=tuple(d.name for d in class_dirs),
+    image_shape=(config.resolution, config.resolution, 3),
+  )
+
+
+def split(labels, *, fraction, seed):
+  """A seeded random split with the same share of every class: (train rows, held-out rows), both sorted.
+
+  Every class keeps at least one row on each side.
+  """
+  if not 0 < fraction < 1:
+    raise UserError(f"data.heldout_fraction is {fraction}: it must lie between 0 and 1.")
+  rng = np.random.default_rng(seed)
+  heldout = []
+  for label in np.unique(labels):
+    rows = np.flatnonzero(labels == label)
+    count = min(max(1, round(fraction * len(rows))), len(rows) - 1)
+    heldout.append(rng.permutation(rows)[:count])
+  heldout = np.sort(np.concatenate(heldout))
+  return np.setdiff1d(np.arange(len(labels)), heldout), heldout
+
+
+def check_header(path):
+  """Raise UserError unless Pillow knows the file as an image; its pixels are not decoded."""
+  try:
+    with Image.open(path):
+      pass
+  except (UnidentifiedImageError, OSError) as e:
+    raise _unreadable(path, e) from e
+
+
+def read_image(path, *, resolution):
+  """Decode to RGB, cut the centre square of the short side, area-average; uint8 [resolution, resolution, 3].
+
+  The result is rounded to the nearest grey level. Raises UserError that names the file.
+  """
+  try:
+    with Image.open(path) as image:
+      image = np.asarray(image.convert("RGB"))
+  except (UnidentifiedImageError, OSError, ValueError) as e:
+    raise _unreadable(path, e) from e
+  return area_resize(centre_square(image), resolution)
+
+
+def _unreadable(path, error):
+  return UserError(f"cannot read the image {str(path)!r} ({error}). Replace or remove the file and run again.")
+
+
+def centre_square(image):
+  """The centre square of [H,W,C], its side the short one (odd remainders go to the lower right)."""
+  height, width = image.shape[:2]
+  side = min(height, width)
+  top, left = (height - side) // 2, (width - side) // 2
+  return image[top : top + side, left : left + side]
+
+
+@functools.lru_cache(maxsize=64)
+def _area_weights(size_in, size_out):
+  """[size_out, size_in]: the share of each input cell in each output cell's interval; rows sum to 1."""
+  edges = np.arange(size_out + 1) * (size_in / size_out)
+  cells = np.arange(size_in)
+  overlap = np.minimum(edges[1:, None], cells + 1) - np.maximum(edges[:-1, None], cells)
+  return np.clip(overlap, 0, None) * (size_out / size_in)
+
+
+def area_resize(image, size):
+  """Mean of the input over each output pixel's area (as TensorFlow's `area`), rounded to uint8."""
+  rows = _area_weights(image.shape[0], size)
+  cols = _area_weights(image.shape[1], size)
+  mean = np.einsum("ih,hwc,jw->ijc", rows, image.astype(np.float64), cols, optimize=True)
+  return np.clip(np.rint(mean), 0, 255).astype(np.uint8)
