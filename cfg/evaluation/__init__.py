@@ -1,0 +1,1 @@
+"""Evaluation: feature extractors, streaming statistics, and the metrics made of them."""

@@ -1,0 +1,73 @@
+"""Trains the judge of a small data set and makes a feature extractor of it."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from cfg import images
+from cfg.evaluation.extractor import Extractor
+from cfg.models import judge as judge_lib
+
+
+def make_extractor(*, model, params, dataset_name, info):
+  """Wrap a trained judge: `<data>-judge-<hash of the weights>`, its last hidden layer and its softmax."""
+  return Extractor(
+    name=f"{dataset_name}-judge-{info['weights_sha256'][:8]}",
+    feature_dim=model.feature_dim,
+    num_classes=model.num_classes,
+    apply=functools.partial(_features_and_probs, model),
+    params=params,
+    info=info,
+  )
+
+
+def _features_and_probs(model, params, pixels):
+  features, logits = model.apply({"params": params}, images.to_unit(pixels))
+  return features, jax.nn.softmax(logits)
+
+
+def fit(*, model, optimizer, seed, num_steps, batch_size, image_shape, stream, on_step=None):
+  """Train the judge on the real training images, shifted by up to a pixel; returns its parameters.
+
+  Args:
+    model: a judge_lib.Judge.
+    optimizer: an optax transformation.
+    seed: of initialisation, shifts and dropout.
+    num_steps: updates.
+    batch_size: rows of each batch of `stream`.
+    image_shape: (H, W, C).
+    stream: iterator over {"image", "label", "index"}.
+    on_step: called with the number of completed updates.
+  """
+  key = jax.random.key(seed)
+  init = jax.jit(functools.partial(judge_lib.init_params, model, image_shape=image_shape))
+  params = init(key=jax.random.fold_in(key, 0))
+  opt_state = jax.jit(optimizer.init)(params)
+
+  @functools.partial(jax.jit, donate_argnums=(0, 1))
+  def step(params, opt_state, batch, n):
+    key_shift, key_dropout = jax.random.split(jax.random.fold_in(key, n + 1))
+    x = shift(images.to_unit(batch["image"]), jax.random.randint(key_shift, (batch_size, 2), -1, 2))
+
+    def loss_fn(p):
+      _, logits = model.apply({"params": p}, x, deterministic=False, rngs={"dropout": key_dropout})
+      return optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]).mean()
+
+    updates, opt_state_ = optimizer.update(jax.grad(loss_fn)(params), opt_state, params)
+    return optax.apply_updates(params, updates), opt_state_
+
+  for n, batch in zip(range(num_steps), stream):
+    params, opt_state = step(params, opt_state, batch, jnp.int32(n))
+    if on_step:
+      on_step(n + 1)
+  return jax.device_get(params)
+
+
+def shift(x, offsets):
+  """Move each of [B,H,W,C] by its own (dy, dx) in {-1, 0, 1}; the border repeats."""
+  height, width = x.shape[1:3]
+  padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
+  cut = lambda image, o: jax.lax.dynamic_slice(image, (1 + o[0], 1 + o[1], 0), (height, width, x.shape[-1]))
+  return jax.vmap(cut)(padded, offsets)
