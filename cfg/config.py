@@ -1,0 +1,73 @@
+"""What of a config makes a run what it is, and the check that a work directory holds that run."""
+
+import json
+
+from cfg.errors import UserError
+
+# these may change while a run goes on, or after it: they alter how far, how fast and how
+# loudly it runs, not what each step computes
+FREE = frozenset({
+  "model.remat",
+  "train.num_steps",
+  "train.log_every_steps",
+  "train.heldout_every_steps",
+  "train.preview_every_steps",
+  "train.checkpoint_every_steps",
+  "train.keep_checkpoints",
+})
+TRAINING_SECTIONS = ("seed", "data", "model", "schedule", "optimizer", "train")
+
+
+def to_json(config):
+  """The config as plain JSON values (tuples become lists)."""
+  return json.loads(config.to_json())
+
+
+def flatten(tree, *, separator=".", prefix=""):
+  """{"train.batch_size": 128, ...} of nested dicts."""
+  flat = {}
+  for key, value in tree.items():
+    name = f"{prefix}{key}"
+    if isinstance(value, dict):
+      flat.update(flatten(value, separator=separator, prefix=f"{name}{separator}"))
+    else:
+      flat[name] = value
+  return flat
+
+
+def unflatten(flat, *, separator="."):
+  """The inverse of `flatten`."""
+  tree = {}
+  for name, value in flat.items():
+    *parents, leaf = name.split(separator)
+    node = tree
+    for parent in parents:
+      node = node.setdefault(parent, {})
+    node[leaf] = value
+  return tree
+
+
+def training_identity(config):
+  """The flattened fields that decide what a training run computes."""
+  config = config if isinstance(config, dict) else to_json(config)
+  flat = flatten({section: config[section] for section in TRAINING_SECTIONS})
+  return {name: value for name, value in flat.items() if name not in FREE}
+
+
+def check_same_run(config, stored, *, workdir):
+  """Raise UserError if `workdir` holds a checkpoint trained under another config.
+
+  Args:
+    config: the config of this command.
+    stored: the config in the checkpoint, as JSON values.
+    workdir: for the message.
+  """
+  ours, theirs = training_identity(config), training_identity(stored)
+  names = sorted(n for n in ours.keys() | theirs.keys() if ours.get(n) != theirs.get(n))
+  if names:
+    changes = "; ".join(f"{n} is {ours.get(n)!r}, the checkpoint has {theirs.get(n)!r}" for n in names[:5])
+    more = f"; and {len(names) - 5} more fields" if len(names) > 5 else ""
+    raise UserError(
+      f"the work directory {str(workdir)!r} holds a checkpoint of another config: {changes}{more}. "
+      "Nothing was changed. Choose another --workdir, or the config that the directory was made with."
+    )

@@ -1,0 +1,103 @@
+"""python -m cfg.main --config=configs/digits.py [--mode=...] [--workdir=...] [--config.section.field=value]"""
+
+import logging
+import os
+import pathlib
+import sys
+
+import absl.logging
+from absl import app, flags
+from ml_collections import config_flags
+
+from cfg import config as config_lib, logs
+from cfg.errors import UserError
+
+MODES = ("all", "train", "sweep", "sample")
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/; override fields as --config.train.batch_size=64.")
+MODE = flags.DEFINE_enum("mode", "all", MODES, "all: train, then sweep the guidance strength.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Where everything goes. Default: runs/<name of the config file>.")
+LABEL = flags.DEFINE_list("label", [], "sample: classes by name or number, comma-separated. Default: the first ten.")
+NUM = flags.DEFINE_integer("num", 8, "sample: how many of each class.")
+W = flags.DEFINE_float("w", None, "sample: the paper's guidance strength; 0 is unguided. Default: 1.")
+SCALE = flags.DEFINE_float("scale", None, "sample: the same as others write it, scale = 1 + w.")
+SEED = flags.DEFINE_integer("seed", 0, "sample: seed of the noise.")
+EMA = flags.DEFINE_float("ema", None, "sample: which average of the parameters, by decay. Default: the first.")
+OUT = flags.DEFINE_string("out", None, "sample: folder for the pictures. Default: <workdir>/samples/w<w>_seed<seed>.")
+
+
+def main(argv):
+  if len(argv) > 1:
+    raise UserError(f"unexpected argument {argv[1]!r}: options are written --name=value.")
+  config, workdir = CONFIG.value, make_workdir()
+  start_devices(config)
+  # after start_devices: these import jax
+  from cfg import data, report, sample, sharding, sweep, train
+  from cfg.data import sources
+
+  mesh = sharding.make_mesh()
+  if MODE.value == "sample":
+    w = sample.parse_strength(w=W.value, scale=SCALE.value)
+    out = sample.sample(
+      config, mesh=mesh, workdir=workdir, labels=LABEL.value, num=NUM.value, w=w, seed=SEED.value, ema=EMA.value, out=OUT.value
+    )
+    print(f"w = {w:g} (scale = {1 + w:g}): pictures, grid.png and samples.json are in {out}")
+    return
+  dataset = sources.load(config.data)
+  if MODE.value in ("all", "train"):
+    train.train(config, dataset=dataset, mesh=mesh, workdir=workdir)
+  if MODE.value in ("all", "sweep"):
+    content = sweep.sweep(config, dataset=dataset, mesh=mesh, workdir=workdir)
+    print(report.table(content))
+  print(f"everything is in {workdir}: {', '.join(sorted(p.name for p in workdir.iterdir() if not p.name.startswith('.')))}")
+
+
+def make_workdir():
+  """The work directory, made if it is not there."""
+  workdir = pathlib.Path(WORKDIR.value or f"runs/{pathlib.Path(flags.FLAGS['config'].config_filename).stem}")
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+  except OSError as e:
+    raise UserError(f"--workdir {str(workdir)!r} cannot be made ({e.strerror}): choose another.") from e
+  return workdir
+
+
+def start_devices(config):
+  """Where jax finds only a CPU, give it config.cpu_devices virtual devices."""
+  import jax
+
+  if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    jax.config.update("jax_num_cpu_devices", config.cpu_devices)
+  logging.getLogger(__name__).info("%d devices: %s", jax.device_count(), jax.devices()[0].device_kind)
+
+
+def parse_flags(argv):
+  """absl's parser; what is wrong with an option is said in one line, with the nearest name where it has one."""
+  try:
+    app.define_help_flags()
+    rest = flags.FLAGS(argv)
+    if flags.FLAGS["config"].value is None:
+      raise UserError("give a config, --config=configs/digits.py for example (--help lists the options).")
+    config_lib.to_json(CONFIG.value)  # a config file that failed to load says so only when it is used
+    return rest
+  except flags.Error as e:
+    raise UserError(f"{e}. --help lists the options.") from e
+  except (AttributeError, KeyError, TypeError, ValueError, OSError) as e:
+    raise UserError(" ".join(str(e).split())) from e
+
+
+def run():
+  """Entry point: errors meant for people are one paragraph, exit code 1."""
+  logs.to_stderr()
+  absl.logging.set_verbosity(absl.logging.ERROR)
+  try:
+    main(parse_flags(sys.argv))
+  except UserError as e:
+    print(f"error: {e}", file=sys.stderr)
+    sys.exit(1)
+  except KeyboardInterrupt:
+    sys.exit(130)
+
+
+if __name__ == "__main__":
+  run()

@@ -1,0 +1,98 @@
+"""Seeing that a run learns: held-out errors in bins of log-SNR, and pictures of fixed noises."""
+
+import functools
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cfg import images, losses, schedules, sharding
+from cfg.data import pipeline
+from cfg.generate import Generator
+from cfg.models import unet
+
+
+def heldout_errors(params, batch, key, *, model, logsnr_fn, num_bins):
+  """Eps-errors of rows at one fixed log-SNR in each of `num_bins` equal parts of u, with true and null labels.
+
+  Row i draws its u's and eps's from its index, so every call sees the same noise.
+
+  Returns:
+    [B, num_bins, 2] f32; the last axis is (true label, null label). The mean over bins
+    estimates the training objective, since the parts have equal probability.
+  """
+  x, y = images.to_unit(batch["image"]), batch["label"]
+  bins = jnp.arange(num_bins)
+
+  def draw(index, part):
+    key_u, key_eps = jax.random.split(jax.random.fold_in(jax.random.fold_in(key, index), part))
+    u = (part + jax.random.uniform(key_u)) / num_bins
+    return logsnr_fn(u), jax.random.normal(key_eps, x.shape[1:])
+
+  logsnr, eps = jax.vmap(jax.vmap(draw, (None, 0)), (0, None))(batch["index"], bins)
+  count = x.shape[0] * num_bins
+  rows = lambda a: a.reshape(count, *a.shape[2:])
+  error = functools.partial(
+    losses.eps_error, eps_fn=unet.make_eps_fn(model, params),
+    x=jnp.repeat(x, num_bins, axis=0), eps=rows(eps), logsnr=rows(logsnr),
+  )
+  true = error(y=jnp.repeat(y, num_bins))
+  null = error(y=jnp.full((count,), model.num_classes))
+  return jnp.stack([true, null], axis=-1).reshape(x.shape[0], num_bins, 2)
+
+
+class Watcher:
+  """Seeing that it learns: held-out errors in bins of log-SNR, and grids of the same noises."""
+
+  def __init__(self, config, *, model, dataset, mesh, workdir):
+    self._config, self._model, self._dataset, self._mesh = config, model, dataset, mesh
+    self._folder = pathlib.Path(workdir) / "previews"
+    whole, rows = sharding.replicated(mesh), sharding.batch_sharding(mesh)
+    self._logsnr_fn = functools.partial(schedules.cosine_logsnr, **config.schedule)
+    errors = functools.partial(
+      heldout_errors, model=model, logsnr_fn=self._logsnr_fn, num_bins=config.heldout.num_bins
+    )
+    self._errors = jax.jit(errors, in_shardings=(whole, rows, whole), out_shardings=rows)
+    self._generator = Generator(
+      model=model, config=config, image_shape=dataset.image_shape, mesh=mesh, batch_size=config.sweep.batch_size
+    )
+
+  def heldout(self, params):
+    """{"heldout/loss_cond", "heldout/loss_null", and the same per bin, named by its log-SNRs}."""
+    config, bins = self._config.heldout, self._config.heldout.num_bins
+    source = pipeline.every_nth(self._dataset.heldout, most=config.num_images)
+    key = jax.random.key(self._config.heldout.seed)
+    total, count = np.zeros((bins, 2)), 0
+    for batch, valid in pipeline.epoch_batches(source, batch_size=config.batch_size):
+      errors = self._errors(params, sharding.put_batch(self._mesh, batch), key)
+      total += np.asarray(errors, np.float64)[:valid].sum(axis=0)
+      count += valid
+    mean = total / count
+    edges = schedules.cosine_logsnr(np.linspace(0, 1, bins + 1), **self._config.schedule, xp=np)
+    values = {}
+    for column, name in enumerate(("cond", "null")):
+      values[f"heldout/loss_{name}"] = float(mean[:, column].mean())
+      for part in reversed(range(bins)):
+        low, high = edges[part + 1], edges[part]
+        values[f"heldout/loss_{name}/logsnr_{low:+.1f}_to_{high:+.1f}"] = float(mean[part, column])
+    return values
+
+  def preview(self, params, step):
+    """Write previews/step_*.png: a row per class; the same noises at each of preview.w, side by side."""
+    config = self._config.preview
+    rows = min(self._model.num_classes, config.num_classes)
+    labels = np.repeat(np.arange(rows), config.num_per_class)
+    index = np.arange(len(labels))
+    panels = []
+    for w in config.w:
+      pictures = self._generator(params, index=index, labels=labels, w=w, seed=self._config.seed)
+      panels.append(images.tile(pictures, rows=rows))
+    gap = np.full((panels[0].shape[0], 4, panels[0].shape[2]), 255, np.uint8)
+    sheet = panels[0]
+    for panel in panels[1:]:
+      sheet = np.concatenate([sheet, gap, panel], axis=1)
+    sheet = images.enlarge(sheet, factor=max(1, 64 // self._dataset.image_shape[0] // 2))
+    self._folder.mkdir(exist_ok=True)
+    images.write_png(self._folder / f"step_{step:08d}.png", sheet)
+    return sheet

@@ -1,0 +1,102 @@
+"""Handwritten digits, 8x8: the whole experiment on a laptop's CPU. The base of the other configs.
+
+Command:  python -m cfg.main --config=configs/digits.py
+Hardware: two CPU cores, 3 GB of memory; nothing is downloaded.
+Time:     about 4 minutes.
+"""
+
+import ml_collections
+from ml_collections import config_dict
+
+
+def get_config():
+  """Every field there is; a config for other data changes a few."""
+  section = ml_collections.ConfigDict
+  config = section()
+
+  # with (config, seed) a run is determined
+  config.seed = 0
+  # virtual devices where there is only a CPU: XLA is quicker with one per core
+  config.cpu_devices = 2
+
+  # "digits", or "folder": `path` holds a sub-folder of images per class
+  config.data = section(dict(
+    name="digits",
+    path="",
+    resolution=8,  # side of the images of a folder; the digits have 8
+    heldout_fraction=0.2,
+    split_seed=0,
+  ))
+
+  # cfg.models.unet.UNet
+  config.model = section(dict(
+    ch=16,
+    emb_ch=64,
+    ch_mult=(1, 2),
+    num_res_blocks=1,
+    attn_resolutions=(4,),
+    num_heads=2,
+    head_dim=config_dict.placeholder(int),
+    dropout=0.0,
+    norm_groups=8,
+    remat=False,
+    dtype="float32",
+  ))
+
+  # log-SNR at u = 1 and u = 0
+  config.schedule = section(dict(logsnr_min=-20.0, logsnr_max=20.0))
+
+  # cfg.optim.make_optimizer
+  config.optimizer = section(dict(
+    learning_rate=3e-3,
+    warmup_steps=50,
+    grad_clip=1.0,
+    beta1=0.9,
+    beta2=0.999,
+    weight_decay=0.0,
+  ))
+
+  config.train = section(dict(
+    batch_size=128,
+    num_steps=400,
+    p_uncond=0.1,
+    flip=False,
+    ema_decays=(0.99,),  # one average each; the first is watched, and swept by default
+    log_every_steps=20,
+    heldout_every_steps=200,
+    preview_every_steps=200,
+    checkpoint_every_steps=200,
+    keep_checkpoints=2,
+  ))
+
+  # the held-out loss, in num_bins equal parts of u
+  config.heldout = section(dict(num_bins=8, num_images=0, batch_size=60, seed=0))  # 0 images: all
+  # pictures of the same noises at these strengths while training
+  config.preview = section(dict(w=(0.0, 2.0), num_classes=10, num_per_class=6))
+
+  # "ancestral" (the paper's, with its v) or "ddim"; T = num_steps
+  config.sampler = section(dict(name="ancestral", num_steps=32, var_interp=0.3, clip_x=True))
+
+  config.sweep = section(dict(
+    w=(0.0, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 3.0, 4.0),
+    num_samples=1500,  # at each w
+    num_blocks=5,  # for the errors
+    batch_size=250,
+    seed=0,
+    ema=config_dict.placeholder(float),  # None: the first of train.ema_decays
+  ))
+
+  # the classifier in whose features FID and IS are measured, cfg.models.judge.Judge
+  config.judge = section(dict(
+    ch=32,
+    levels=2,
+    feature_dim=64,
+    dropout=0.3,
+    num_steps=600,
+    batch_size=64,
+    learning_rate=2e-3,
+    warmup_steps=20,
+    weight_decay=1e-3,
+    min_accuracy=0.97,  # on the held-out images, or the sweep refuses
+  ))
+  return config
