@@ -1,0 +1,47 @@
+"""Metadata, dependencies and extras of cfg."""
+
+import pathlib
+import re
+
+from setuptools import find_packages, setup
+
+HERE = pathlib.Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (HERE / "cfg/__init__.py").read_text(encoding="utf-8")).group(1)
+
+setup(
+  name="cfg",
+  version=VERSION,
+  description="Classifier-free diffusion guidance (Ho & Salimans 2022) in JAX",
+  long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+  long_description_content_type="text/markdown",
+  license="Apache-2.0",
+  packages=find_packages(include=["cfg", "cfg.*"]),
+  python_requires=">=3.11",
+  install_requires=[
+    "absl-py>=2.1",
+    "clu>=0.0.12",
+    "flax>=0.12,<0.13",
+    "grain>=0.2.12,<0.3",
+    "jax>=0.10,<0.13",
+    "matplotlib>=3.8,<4",
+    "ml_collections>=1.0,<2",
+    "numpy>=2.0,<3",
+    "optax>=0.2.5,<0.3",
+    "orbax-checkpoint>=0.11.25,<0.13",
+    "pillow>=11",
+    "scikit-learn>=1.5,<2",
+    "tensorboardX>=2.6,<3",
+    "tqdm>=4.66,<5",
+  ],
+  extras_require={
+    "cuda": ["jax[cuda12]>=0.10,<0.13"],
+    "tpu": ["jax[tpu]>=0.10,<0.13"],
+    "test": ["pytest>=8,<10", "pytest-xdist>=3.5,<4", "ruff>=0.6"],
+  },
+  classifiers=[
+    "Intended Audience :: Science/Research",
+    "Programming Language :: Python :: 3.11",
+    "Programming Language :: Python :: 3.12",
+    "Topic :: Scientific/Engineering :: Artificial Intelligence",
+  ],
+)
