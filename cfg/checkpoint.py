@@ -24,13 +24,17 @@ STATE = "state"
 
 
 class Checkpoints:
-  """The checkpoints of one work directory, `<workdir>/checkpoints/<step>`."""
+  """The checkpoints of one work directory, `<workdir>/checkpoints/<step>`.
+
+  Args:
+    workdir: the work directory; its folder `checkpoints` is made if it is not there.
+    keep: how many steps to keep.
+  """
 
   def __init__(self, workdir, *, keep=2):
-    self._dir = pathlib.Path(workdir).absolute() / "checkpoints"
-    options = ocp.CheckpointManagerOptions(
-      max_to_keep=keep, create=True, enable_async_checkpointing=False, cleanup_tmp_directories=True
-    )
+    self._dir = directory(workdir)
+    self._dir.mkdir(parents=True, exist_ok=True)
+    options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
     self._manager = ocp.CheckpointManager(self._dir, options=options)
 
   def __enter__(self):
@@ -128,6 +132,11 @@ class Checkpoints:
     found = _hash_files(self._dir / str(step))
     wrong = sorted(name for name in recorded if found.get(name) != recorded[name])
     return f"content differs from its hash: {', '.join(wrong)}" if wrong else None
+
+
+def directory(workdir):
+  """Where the checkpoints of a work directory are."""
+  return pathlib.Path(workdir).absolute() / "checkpoints"
 
 
 def _hash_files(directory):

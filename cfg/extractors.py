@@ -8,7 +8,8 @@ import pathlib
 import jax
 import numpy as np
 
-from cfg import checkpoint, config as config_lib, files, logs, optim, sharding
+from cfg import checkpoint, files, logs, optim, sharding
+from cfg import config as config_lib
 from cfg.data import pipeline
 from cfg.errors import UserError
 from cfg.evaluation import judge, statistics

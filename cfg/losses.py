@@ -6,8 +6,7 @@ P is Ho & Salimans 2022 (arXiv 2207.12598).
 import jax
 import jax.numpy as jnp
 
-from cfg import diffusion
-from cfg import guidance
+from cfg import diffusion, guidance
 
 
 def eps_error(*, eps_fn, x, eps, logsnr, y):

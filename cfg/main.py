@@ -9,7 +9,8 @@ import absl.logging
 from absl import app, flags
 from ml_collections import config_flags
 
-from cfg import config as config_lib, logs
+from cfg import config as config_lib
+from cfg import logs
 from cfg.errors import UserError
 
 MODES = ("all", "train", "sweep", "sample")
@@ -29,10 +30,10 @@ OUT = flags.DEFINE_string("out", None, "sample: folder for the pictures. Default
 def main(argv):
   if len(argv) > 1:
     raise UserError(f"unexpected argument {argv[1]!r}: options are written --name=value.")
-  config, workdir = CONFIG.value, make_workdir()
+  config, workdir = CONFIG.value, find_workdir(create=MODE.value in ("all", "train"))
   start_devices(config)
   # after start_devices: these import jax
-  from cfg import data, report, sample, sharding, sweep, train
+  from cfg import report, sample, sharding, sweep, train
   from cfg.data import sources
 
   mesh = sharding.make_mesh()
@@ -52,9 +53,11 @@ def main(argv):
   print(f"everything is in {workdir}: {', '.join(sorted(p.name for p in workdir.iterdir() if not p.name.startswith('.')))}")
 
 
-def make_workdir():
-  """The work directory, made if it is not there."""
+def find_workdir(*, create):
+  """The work directory; made if it is not there, where a mode may start one."""
   workdir = pathlib.Path(WORKDIR.value or f"runs/{pathlib.Path(flags.FLAGS['config'].config_filename).stem}")
+  if not create and not workdir.is_dir():
+    raise UserError(f"there is no work directory {str(workdir)!r}: train first (--mode=train), or give the --workdir of a trained model.")
   try:
     workdir.mkdir(parents=True, exist_ok=True)
   except OSError as e:
@@ -73,8 +76,8 @@ def start_devices(config):
 
 def parse_flags(argv):
   """absl's parser; what is wrong with an option is said in one line, with the nearest name where it has one."""
+  app.define_help_flags()
   try:
-    app.define_help_flags()
     rest = flags.FLAGS(argv)
     if flags.FLAGS["config"].value is None:
       raise UserError("give a config, --config=configs/digits.py for example (--help lists the options).")
@@ -82,8 +85,13 @@ def parse_flags(argv):
     return rest
   except flags.Error as e:
     raise UserError(f"{e}. --help lists the options.") from e
-  except (AttributeError, KeyError, TypeError, ValueError, OSError) as e:
-    raise UserError(" ".join(str(e).split())) from e
+  except (AttributeError, KeyError, TypeError) as e:
+    said = " ".join(str(e.args[0]).replace("\\n", ". ").replace("\\", "").split()).strip("'")
+    raise UserError(f"a --config.* option names no field of the config, or not one of that type: {said} The config file lists them all.") from e
+  except (OSError, ImportError, SyntaxError) as e:
+    name = flags.FLAGS["config"].config_filename
+    said = str(e).split("Failed loading config file ")[-1]
+    raise UserError(f"the config file {name!r} cannot be loaded ({' '.join(said.split())}): give the path of a file of configs/.") from e
 
 
 def run():

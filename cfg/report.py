@@ -11,6 +11,8 @@ import numpy as np
 from cfg import files, images
 from cfg.data import pipeline
 
+# rows of grid.png and nearest.png
+MOST_ROWS = 16
 FILES = ("sweep.json", "sweep.csv", "curve.png", "grid.png", "nearest.png")
 BLUE, ORANGE, GREY = "#1f5fa8", "#d9741a", "#6b6b6b"
 
@@ -22,7 +24,8 @@ def write(workdir, *, rows, references, pictures, about, dataset):
     workdir: a Path.
     rows: a dict per strength, in order of w.
     references: dicts of real images judged the same way.
-    pictures: {w: uint8 [K,H,W,C]}, picture i of each strength from the same noise, of class i.
+    pictures: {w: uint8 [K,H,W,C]}, picture i of each strength from the same noise, of class i mod the
+      number of classes.
     about: the provenance that all rows share.
     dataset: data.sources.Dataset.
 
@@ -35,10 +38,10 @@ def write(workdir, *, rows, references, pictures, about, dataset):
   write_csv(workdir / "sweep.csv", rows)
   write_curve(workdir / "curve.png", rows=rows, references=references, about=about)
   columns = list(pictures)
-  names = dataset.class_names[: len(pictures[columns[0]])]
+  count = min(dataset.num_classes, MOST_ROWS, len(pictures[columns[0]]))
   write_grid(
-    workdir / "grid.png", np.stack([pictures[w] for w in columns], axis=1),
-    row_names=names, column_names=[f"{w:g}" for w in columns],
+    workdir / "grid.png", np.stack([pictures[w][:count] for w in columns], axis=1),
+    row_names=dataset.class_names[:count], column_names=[f"{w:g}" for w in columns],
     column_title="guidance strength w  (scale = 1 + w); the same noise along a row",
     row_title="class",
   )
@@ -108,7 +111,9 @@ def write_curve(path, *, rows, references, about):
   by_is.errorbar(w, score, score_err, color=BLUE, label="samples", **dots)
   trade.errorbar(score, fid, fid_err, score_err, color=BLUE, **dots)
   for row, (x, y) in zip(rows, zip(score, fid)):
-    trade.annotate(f"w={row['w']:g}", (x, y), xytext=(-6, 4), textcoords="offset points", fontsize=8, ha="right")
+    low = y < 0.25 * fid.max()  # the curve runs flat there: the label goes below it
+    trade.annotate(f"w={row['w']:g}", (x, y), xytext=(0, -12) if low else (-7, -3), textcoords="offset points",
+                   fontsize=8, ha="center" if low else "right")
   for real in references:
     label = f"real held-out images, N={real['num_samples']}"
     if real["fid"] is not None:
@@ -117,9 +122,9 @@ def write_curve(path, *, rows, references, about):
     by_is.axhline(real["inception_score"], color=GREY, linestyle="--", linewidth=1, label=label)
 
   space = about["extractor"]
-  by_fid.set(xlabel="guidance strength w", ylabel="FID (lower is better)", title="fidelity to the data")
-  by_is.set(xlabel="guidance strength w", ylabel="Inception Score (higher is better)", title="class confidence and balance")
-  trade.set(xlabel="Inception Score", ylabel="FID", title="the trade-off")
+  by_fid.set(xlabel="guidance strength w", ylabel="FID (lower is better)", title="FID against w")
+  by_is.set(xlabel="guidance strength w", ylabel="Inception Score (higher is better)", title="IS against w")
+  trade.set(xlabel="Inception Score", ylabel="FID", title="the trade-off (as the paper's figures 4 and 5)")
   for axes in (by_fid, trade):
     axes.set_ylim(bottom=0)
   for axes in (by_fid, by_is, trade):
@@ -159,7 +164,7 @@ def write_nearest(path, *, pictures, dataset, count=3):
   """Samples beside their nearest training images; a small-data FID rewards memorising, so look.
 
   The distance is the root-mean-square difference of pixels in [-1, 1]. Returns the
-  median over the samples of each strength shown, and over as many held-out images.
+  median over the pictures of each strength shown, and over as many held-out images.
   """
   chosen = {w: pictures[w] for w in nearest_strengths(list(pictures))}
   number = len(next(iter(chosen.values())))
@@ -167,17 +172,18 @@ def write_nearest(path, *, pictures, dataset, count=3):
   queries = {**{f"w = {w:g}": p for w, p in chosen.items()}, "real held-out": np.stack([held[i]["image"] for i in range(len(held))])}
   found = {name: nearest_training(q, dataset.train, count=count) for name, q in queries.items()}
 
-  figure = matplotlib.figure.Figure(figsize=(3.1 * len(queries), 0.62 * number + 0.9), layout="constrained", dpi=130)
+  shown = min(number, dataset.num_classes, MOST_ROWS)
+  figure = matplotlib.figure.Figure(figsize=(3.1 * len(queries), 0.62 * shown + 0.9), layout="constrained", dpi=130)
   for axes, (name, query) in zip(figure.subplots(1, len(queries), squeeze=False)[0], queries.items()):
-    distance, neighbours = found[name]
+    axes.set_title(f"{name}\nmedian of {number}: {np.median(found[name][0][:, 0]):.2f}", fontsize=9)
+    query, distance, neighbours = query[:shown], found[name][0][:shown], found[name][1][:shown]
     sheet = np.concatenate([query[:, None], neighbours], axis=1)
     height, width = sheet.shape[2:4]
     axes.imshow(images.tile(sheet.reshape(-1, *sheet.shape[2:]), rows=len(query)), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-    axes.set_title(f"{name}\nmedian distance {np.median(distance[:, 0]):.2f}", fontsize=9)
     axes.set_xticks(np.arange(count + 1) * (width + 1) + (width - 1) / 2, ["image", *(f"near {k + 1}" for k in range(count))], fontsize=7)
     axes.set_yticks(np.arange(len(query)) * (height + 1) + (height - 1) / 2, [f"{d:.2f}" for d in distance[:, 0]], fontsize=7)
     axes.tick_params(length=0)
-  figure.suptitle("left column: the image; then its nearest training images, by RMS pixel distance (at the left)", fontsize=9)
+  figure.suptitle("an image, then its nearest training images; at the left the RMS distance of pixels in [-1, 1] to the first", fontsize=9)
   save(figure, path)
   return {name: float(np.median(distance[:, 0])) for name, (distance, _) in found.items()}
 

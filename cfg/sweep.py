@@ -21,8 +21,8 @@ from cfg.trained import open_trained
 
 log = logging.getLogger(__name__)
 
-# pictures kept of each strength, for the grid: the first few of each class
-KEPT_CLASSES = 16
+# pictures kept of each strength, for the grid and the nearest training images
+KEPT = 100
 
 
 def sweep(config, *, dataset, mesh, workdir):
@@ -153,7 +153,7 @@ def measure(settings, w, *, trained, judge, sampler, references, on_images):
   labels = index % trained.model.num_classes
   block_of = index // (settings.num_samples // settings.num_blocks)
   blocks = [judge.empty()] * settings.num_blocks
-  keep = min(trained.model.num_classes, KEPT_CLASSES)
+  keep = min(settings.num_samples, KEPT)
   pictures = []
 
   for rows, batch in sampler.batches(trained.params, index=index, labels=labels, w=w, seed=settings.seed):

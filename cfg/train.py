@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import optax
 from clu import parameter_overview
 
-from cfg import checkpoint, config as config_lib, images, logs, losses, optim, schedules, sharding, train_state, watch
+from cfg import checkpoint, files, images, logs, losses, optim, schedules, sharding, train_state, watch
+from cfg import config as config_lib
 from cfg.data import pipeline
 from cfg.errors import UserError
 from cfg.models import unet
@@ -149,7 +150,8 @@ def _train_from(config, *, model, dataset, mesh, workdir, checkpoints):
     log.info("continuing at step %d of %d", step, config.train.num_steps)
   else:
     step = 0
-    log.info("network:\n%s", parameter_overview.get_parameter_overview(state.params, include_stats=False))
+    files.write_text(workdir / "parameters.txt", parameter_overview.get_parameter_overview(state.params, include_stats=False) + "\n")
+    log.info("the network has %s parameters, listed in %s", f"{unet.num_params(state.params):,}", workdir / "parameters.txt")
 
   stream = pipeline.train_stream(
     dataset.train, batch_size=config.train.batch_size, seed=config.seed, start_step=step,

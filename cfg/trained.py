@@ -4,7 +4,8 @@ import dataclasses
 
 import jax
 
-from cfg import checkpoint, config as config_lib, sharding, train_state
+from cfg import checkpoint, sharding, train_state
+from cfg import config as config_lib
 from cfg.errors import UserError, nearest
 from cfg.models import unet
 
@@ -35,8 +36,10 @@ def open_trained(config, *, workdir, mesh, ema=None):
   Raises:
     UserError: no checkpoint, another config's, or no such average.
   """
-  with checkpoint.Checkpoints(workdir) as checkpoints:
-    restored = checkpoints.restore()
+  restored = None
+  if checkpoint.directory(workdir).is_dir():
+    with checkpoint.Checkpoints(workdir) as checkpoints:
+      restored = checkpoints.restore()
   if restored is None:
     raise UserError(f"there is no checkpoint in {str(workdir)!r}: train first (--mode=train), or give the --workdir of a trained model.")
   step, state, meta = restored
