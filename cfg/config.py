@@ -47,6 +47,33 @@ def unflatten(flat, *, separator="."):
   return tree
 
 
+def check_values(config):
+  """Raise UserError for values that no run could use."""
+  train = config.train
+  rules = [
+    (0 <= train.p_uncond <= 1, "train.p_uncond", train.p_uncond, "a probability, 0.1 in the paper"),
+    (train.num_steps >= 1, "train.num_steps", train.num_steps, "at least 1"),
+    (len(train.ema_decays) > 0 and all(0 <= d < 1 for d in train.ema_decays), "train.ema_decays", tuple(train.ema_decays),
+     "one rate or more, each at least 0 and below 1"),
+    (config.schedule.logsnr_min < config.schedule.logsnr_max, "schedule.logsnr_min", config.schedule.logsnr_min,
+     "below schedule.logsnr_max"),
+    (config.cpu_devices >= 1, "cpu_devices", config.cpu_devices, "at least 1"),
+  ]
+  for holds, name, value, meaning in rules:
+    if not holds:
+      raise UserError(f"{name} is {value}: it must be {meaning}. Set it with --config.{name}=...")
+
+
+def check_guidable(config, strengths):
+  """Raise UserError if guidance is asked of a network that never saw the null label."""
+  guided = [w for w in strengths if w != 0]
+  if guided and config.train.p_uncond == 0:
+    raise UserError(
+      f"w = {guided[0]:g} was asked for, but train.p_uncond is 0: this network never learnt the unconditional model. "
+      "Use w = 0, or train with train.p_uncond = 0.1 in another --workdir."
+    )
+
+
 def training_identity(config):
   """The flattened fields that decide what a training run computes."""
   config = config if isinstance(config, dict) else to_json(config)

@@ -64,7 +64,8 @@ def _identity(config, dataset):
 def _train(config, *, model, dataset):
   section = config.judge
   optimizer = optim.make_optimizer(
-    learning_rate=section.learning_rate, warmup_steps=section.warmup_steps, grad_clip=1.0, weight_decay=section.weight_decay
+    learning_rate=section.learning_rate, warmup_steps=section.warmup_steps, grad_clip=1.0, weight_decay=section.weight_decay,
+    decay_steps=section.num_steps,
   )
   stream = pipeline.train_stream(
     dataset.train, batch_size=section.batch_size, seed=config.seed + 1, start_step=0, num_steps=section.num_steps
@@ -72,7 +73,7 @@ def _train(config, *, model, dataset):
   with logs.Progress("judge", total=section.num_steps, unit="steps") as progress:
     params = judge.fit(
       model=model, optimizer=optimizer, seed=config.seed, num_steps=section.num_steps,
-      batch_size=section.batch_size, image_shape=dataset.image_shape, stream=stream, on_step=progress.update,
+      image_shape=dataset.image_shape, stream=stream, on_step=progress.update,
     )
   info = {"weights_sha256": checkpoint.tree_hash(params)}
   extractor = judge.make_extractor(model=model, params=params, dataset_name=dataset.name, info=info)

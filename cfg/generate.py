@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cfg import guidance, images, sampling, schedules, sharding
+from cfg.errors import UserError
 from cfg.models import unet
 
 
@@ -53,11 +54,16 @@ class Generator:
     self.batch_size = batch_size
     # network calls per sample
     self.nfe = config.sampler.num_steps * (2 if guided else 1)
+    try:
+      step_fn = sampling.make_step(sampler=config.sampler.name, var_interp=config.sampler.var_interp)
+      logsnr = schedules.sampling_grid(num_steps=config.sampler.num_steps, **config.schedule)
+    except ValueError as e:
+      raise UserError(f"the config's sampler section cannot be used: {e}.") from e
     program = functools.partial(
       generate,
       model=model,
-      step_fn=sampling.make_step(sampler=config.sampler.name, var_interp=config.sampler.var_interp),
-      logsnr=schedules.sampling_grid(num_steps=config.sampler.num_steps, **config.schedule),
+      step_fn=step_fn,
+      logsnr=logsnr,
       image_shape=tuple(image_shape),
       clip_x=config.sampler.clip_x,
       guided=guided,

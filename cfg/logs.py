@@ -81,9 +81,10 @@ class Progress:
 
   def __init__(self, what, *, total, unit, initial=0, every_seconds=15.0):
     self._what, self._total, self._unit = what, total, unit
-    self._initial = self._done = initial
+    self._done = initial
     self._every = every_seconds
-    self._start = self._last = time.monotonic()
+    # of the first update: before it lies compilation
+    self._start = self._last = self._initial = None
     self._bar = None
     if sys.stderr.isatty():
       self._bar = tqdm(total=total, initial=initial, desc=what, unit=unit, dynamic_ncols=True)
@@ -102,16 +103,20 @@ class Progress:
       self._bar.update(done - self._done)
     self._done = done
     now = time.monotonic()
+    if self._start is None:
+      self._start, self._initial, self._last = now, done, now
     if self._bar is None and (now - self._last >= self._every or done == self._total):
       self._last = now
       log.info("%s", self.line(now, facts))
 
   def line(self, now, facts):
-    """`train 300/500 step (60%), loss 0.16, 0:12 left`."""
+    """`train 300/500 steps (60%), loss 0.16, 20 steps/s, 0:10 left`."""
     rate = (self._done - self._initial) / max(now - self._start, 1e-9)
     left = (self._total - self._done) / rate if rate > 0 else float("inf")
     parts = [f"{self._what} {self._done}/{self._total} {self._unit} ({100 * self._done / self._total:.0f}%)"]
     parts += [f"{name} {value}" for name, value in facts.items()]
+    if rate > 0:
+      parts.append(f"{rate:.{0 if rate >= 10 else 2}f} {self._unit}/s")
     parts.append(f"{duration(left)} left" if self._done < self._total else f"took {duration(now - self._start)}")
     return ", ".join(parts)
 

@@ -81,7 +81,7 @@ def parse_flags(argv):
     rest = flags.FLAGS(argv)
     if flags.FLAGS["config"].value is None:
       raise UserError("give a config, --config=configs/digits.py for example (--help lists the options).")
-    config_lib.to_json(CONFIG.value)  # a config file that failed to load says so only when it is used
+    config_lib.check_values(CONFIG.value)
     return rest
   except flags.Error as e:
     raise UserError(f"{e}. --help lists the options.") from e

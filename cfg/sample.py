@@ -5,6 +5,7 @@ import pathlib
 
 import numpy as np
 
+from cfg import config as config_lib
 from cfg import files, generate, images, report, sweep
 from cfg.errors import UserError, nearest
 from cfg.trained import open_trained
@@ -68,6 +69,7 @@ def sample(config, *, mesh, workdir, labels, num, w, seed, ema=None, out=None):
     raise UserError(f"--num is {num}: give the number of samples of each class, at least 1.")
   if not 0 <= seed < 2**32:
     raise UserError(f"--seed is {seed}: it must lie between 0 and 2^32 - 1.")
+  config_lib.check_guidable(config, [w])
   trained = open_trained(config, workdir=workdir, mesh=mesh, ema=ema)
   names = trained.class_names
   chosen = [parse_label(text, names) for text in labels] or list(range(min(len(names), MOST_DEFAULT_CLASSES)))

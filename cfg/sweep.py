@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import cfg
+from cfg import config as config_lib
 from cfg import extractors, files, generate, logs, report, sharding
 from cfg.errors import UserError
 from cfg.evaluation import metrics, statistics
@@ -37,6 +38,7 @@ def sweep(config, *, dataset, mesh, workdir):
   workdir = pathlib.Path(workdir)
   settings = config.sweep
   check_settings(settings, num_classes=dataset.num_classes, feature_dim=config.judge.feature_dim, mesh=mesh)
+  config_lib.check_guidable(config, settings.w)
   trained = open_trained(config, workdir=workdir, mesh=mesh, ema=settings.ema)
   extractor = extractors.get_judge(config, dataset=dataset, workdir=workdir)
   about = provenance(config, trained=trained, extractor=extractor)

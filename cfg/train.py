@@ -157,7 +157,26 @@ def _train_from(config, *, model, dataset, mesh, workdir, checkpoints):
     dataset.train, batch_size=config.train.batch_size, seed=config.seed, start_step=step,
     num_steps=config.train.num_steps, host_index=jax.process_index(), host_count=jax.process_count(),
   )
-  meta = lambda step: {
+  watcher = watch.Watcher(config, model=model, dataset=dataset, mesh=mesh, workdir=workdir)
+  step_fn = make_train_step(config, model=model, optimizer=optimizer, mesh=mesh)
+  progress = logs.Progress("train", total=config.train.num_steps, unit="steps", initial=step)
+  with logs.MetricsLog(workdir, step=step) as metrics_log, progress, StopRequest() as stop:
+    observer = watch.Observer(config.train, watcher=watcher, metrics_log=metrics_log, progress=progress)
+    seed_key = jax.random.key(config.seed)
+    for batch in stream:
+      state, metrics = step_fn(state, sharding.put_batch(mesh, batch), seed_key)
+      step += 1
+      observer(step, state, metrics)
+      if watch.due(step, config.train.checkpoint_every_steps, config.train.num_steps) or stop.signal is not None:
+        checkpoints.save(step, state=state, meta=describe(config, dataset=dataset, step=step))
+        observer.skip_time()
+      if stop.signal is not None and step < config.train.num_steps:
+        raise Stopped(f"stopped by signal {stop.signal} after step {step}, which was saved: run the same command to continue.")
+
+
+def describe(config, *, dataset, step):
+  """What a checkpoint says of itself, as JSON values: enough to sample from it without its data."""
+  return {
     "step": step,
     "stream_position": step * config.train.batch_size,
     "config": config_lib.to_json(config),
@@ -165,38 +184,3 @@ def _train_from(config, *, model, dataset, mesh, workdir, checkpoints):
     "class_names": list(dataset.class_names),
     "image_shape": list(dataset.image_shape),
   }
-  save = lambda step, state: checkpoints.save(step, state=state, meta=meta(step))
-  watcher = watch.Watcher(config, model=model, dataset=dataset, mesh=mesh, workdir=workdir)
-  step_fn = make_train_step(config, model=model, optimizer=optimizer, mesh=mesh)
-  with logs.MetricsLog(workdir, step=step) as metrics_log, StopRequest() as stop:
-    progress = logs.Progress("train", total=config.train.num_steps, unit="steps", initial=step)
-    with progress:
-      _loop(config.train, state, step, stream, step_fn, jax.random.key(config.seed), mesh, metrics_log, progress, watcher, save, stop)
-
-
-def _loop(config, state, step, stream, step_fn, seed_key, mesh, metrics_log, progress, watcher, save, stop):
-  """The thin loop. Step n is dispatched before the metrics of step n - 1 are read."""
-  due = lambda every: every and (step % every == 0 or step == config.num_steps)
-  ema = next(iter(state.ema))
-  meter = logs.Meter(batch_size=config.batch_size)
-  pending = None
-  for batch in stream:
-    state, metrics = step_fn(state, sharding.put_batch(mesh, batch), seed_key)
-    step += 1
-    if pending is not None:
-      meter.add(jax.device_get(pending))
-    pending = metrics
-    if due(config.log_every_steps):
-      metrics_log.scalars(step, meter.flush())
-    if due(config.heldout_every_steps):
-      metrics_log.scalars(step, watcher.heldout(state.ema[ema]))
-      meter.skip()
-    if due(config.preview_every_steps):
-      metrics_log.image(step, "preview", watcher.preview(state.ema[ema], step))
-      meter.skip()
-    if due(config.checkpoint_every_steps) or stop.signal is not None:
-      save(step, state)
-      meter.skip()
-    progress.update(step, **meter.shown)
-    if stop.signal is not None and step < config.num_steps:
-      raise Stopped(f"stopped by signal {stop.signal} after step {step}, which was saved: run the same command to continue.")

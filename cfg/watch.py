@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cfg import images, losses, schedules, sharding
+from cfg import images, logs, losses, schedules, sharding, train_state
 from cfg.data import pipeline
 from cfg.generate import Generator
 from cfg.models import unet
@@ -69,7 +69,7 @@ class Watcher:
       total += np.asarray(errors, np.float64)[:valid].sum(axis=0)
       count += valid
     mean = total / count
-    edges = schedules.cosine_logsnr(np.linspace(0, 1, bins + 1), **self._config.schedule, xp=np)
+    edges = np.round(schedules.cosine_logsnr(np.linspace(0, 1, bins + 1), **self._config.schedule, xp=np), 1) + 0.0  # no -0.0
     values = {}
     for column, name in enumerate(("cond", "null")):
       values[f"heldout/loss_{name}"] = float(mean[:, column].mean())
@@ -85,7 +85,8 @@ class Watcher:
     labels = np.repeat(np.arange(rows), config.num_per_class)
     index = np.arange(len(labels))
     panels = []
-    for w in config.w:
+    strengths = [w for w in config.w if w == 0 or self._config.train.p_uncond > 0]  # else there is nothing to mix
+    for w in strengths:
       pictures = self._generator(params, index=index, labels=labels, w=w, seed=self._config.seed)
       panels.append(images.tile(pictures, rows=rows))
     gap = np.full((panels[0].shape[0], 4, panels[0].shape[2]), 255, np.uint8)
@@ -96,3 +97,41 @@ class Watcher:
     self._folder.mkdir(exist_ok=True)
     images.write_png(self._folder / f"step_{step:08d}.png", sheet)
     return sheet
+
+
+class Observer:
+  """What the training loop shows and writes of each step; never waits for the step just dispatched.
+
+  Step n is dispatched before the metrics of step n - 1 are read.
+  """
+
+  def __init__(self, config, *, watcher, metrics_log, progress):
+    self._config, self._watcher, self._log, self._progress = config, watcher, metrics_log, progress
+    self._meter = logs.Meter(batch_size=config.batch_size)
+    self._pending = None
+
+  def __call__(self, step, state, metrics):
+    """After step `step` was dispatched: log, measure and draw what is due."""
+    if self._pending is not None:
+      self._meter.add(jax.device_get(self._pending))
+    self._pending = metrics
+    config, is_due = self._config, lambda every: due(step, every, self._config.num_steps)
+    params = state.ema[train_state.ema_name(config.ema_decays[0])]
+    if is_due(config.log_every_steps):
+      self._log.scalars(step, self._meter.flush())
+    if is_due(config.heldout_every_steps):
+      self._log.scalars(step, self._watcher.heldout(params))
+      self.skip_time()
+    if is_due(config.preview_every_steps):
+      self._log.image(step, "preview", self._watcher.preview(params, step))
+      self.skip_time()
+    self._progress.update(step, **self._meter.shown)
+
+  def skip_time(self):
+    """What was done since the last step does not count as training time."""
+    self._meter.skip()
+
+
+def due(step, every, last):
+  """Whether something done every so many steps (0: only at the end) is to be done after `step`."""
+  return step == last or (every > 0 and step % every == 0)

@@ -28,15 +28,14 @@ def _features_and_probs(model, params, pixels):
   return features, jax.nn.softmax(logits)
 
 
-def fit(*, model, optimizer, seed, num_steps, batch_size, image_shape, stream, on_step=None):
-  """Train the judge on the real training images, shifted by up to a pixel; returns its parameters.
+def fit(*, model, optimizer, seed, num_steps, image_shape, stream, on_step=None):
+  """Train the judge on the real training images by cross-entropy; returns its parameters.
 
   Args:
     model: a judge_lib.Judge.
     optimizer: an optax transformation.
-    seed: of initialisation, shifts and dropout.
+    seed: of initialisation and dropout.
     num_steps: updates.
-    batch_size: rows of each batch of `stream`.
     image_shape: (H, W, C).
     stream: iterator over {"image", "label", "index"}.
     on_step: called with the number of completed updates.
@@ -48,8 +47,8 @@ def fit(*, model, optimizer, seed, num_steps, batch_size, image_shape, stream, o
 
   @functools.partial(jax.jit, donate_argnums=(0, 1))
   def step(params, opt_state, batch, n):
-    key_shift, key_dropout = jax.random.split(jax.random.fold_in(key, n + 1))
-    x = shift(images.to_unit(batch["image"]), jax.random.randint(key_shift, (batch_size, 2), -1, 2))
+    key_dropout = jax.random.fold_in(key, n + 1)
+    x = images.to_unit(batch["image"])
 
     def loss_fn(p):
       _, logits = model.apply({"params": p}, x, deterministic=False, rngs={"dropout": key_dropout})
@@ -63,11 +62,3 @@ def fit(*, model, optimizer, seed, num_steps, batch_size, image_shape, stream, o
     if on_step:
       on_step(n + 1)
   return jax.device_get(params)
-
-
-def shift(x, offsets):
-  """Move each of [B,H,W,C] by its own (dy, dx) in {-1, 0, 1}; the border repeats."""
-  height, width = x.shape[1:3]
-  padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
-  cut = lambda image, o: jax.lax.dynamic_slice(image, (1 + o[0], 1 + o[1], 0), (height, width, x.shape[-1]))
-  return jax.vmap(cut)(padded, offsets)
