@@ -49,6 +49,11 @@ def write(workdir, *, rows, references, pictures, about, dataset):
   return content
 
 
+def strength_name(w):
+  """The name of strength w in file names: 0.3 -> "w0.3"."""
+  return f"w{w:.10g}"
+
+
 def read(workdir):
   """The content of sweep.json, or None."""
   path = pathlib.Path(workdir) / "sweep.json"

@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 
 from cfg import config as config_lib
-from cfg import files, generate, images, report, sweep
+from cfg import files, generate, images, report
 from cfg.errors import UserError, nearest
 from cfg.trained import open_trained
 
@@ -81,7 +81,7 @@ def sample(config, *, mesh, workdir, labels, num, w, seed, ema=None, out=None):
   )
   pictures = sampler(trained.params, index=index, labels=y, w=w, seed=seed)
 
-  out = pathlib.Path(out) if out else pathlib.Path(workdir) / "samples" / f"{sweep.row_name(w)}_seed{seed}"
+  out = pathlib.Path(out) if out else pathlib.Path(workdir) / "samples" / f"{report.strength_name(w)}_seed{seed}"
   out.mkdir(parents=True, exist_ok=True)
   rows = []
   for i, label, picture in zip(index, y, pictures):

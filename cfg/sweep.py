@@ -61,8 +61,8 @@ def sweep(config, *, dataset, mesh, workdir):
           on_images=lambda done, n=n, w=w: progress.update(n * settings.num_samples + done, w=f"= {w:g}"),
         )
         # the pictures first: a row means that all of its strength is there
-        files.write_npz(folder / f"{row_name(w)}.npz", {"images": pictures})
-        files.write_json(folder / f"{row_name(w)}.json", {**row, **about})
+        files.write_npz(folder / f"{report.strength_name(w)}.npz", {"images": pictures})
+        files.write_json(folder / f"{report.strength_name(w)}.json", {**row, **about})
         log.info("%s", report.one_line(row))
   rows = [read_row(folder, w) for w in settings.w]
   content = report.read(workdir)
@@ -72,7 +72,7 @@ def sweep(config, *, dataset, mesh, workdir):
   return report.write(
     workdir, rows=rows, about=about, dataset=dataset,
     references=json.loads((folder / "references.json").read_text(encoding="utf-8")),
-    pictures={w: files.read_npz(folder / f"{row_name(w)}.npz")["images"] for w in settings.w},
+    pictures={w: files.read_npz(folder / f"{report.strength_name(w)}.npz")["images"] for w in settings.w},
   )
 
 
@@ -123,14 +123,9 @@ def fingerprint(about):
   return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def row_name(w):
-  """The files of strength w: 0.3 -> "w0.3"."""
-  return f"w{w:.10g}"
-
-
 def read_row(folder, w):
   """The finished row of strength w, or None."""
-  path = folder / f"{row_name(w)}.json"
+  path = folder / f"{report.strength_name(w)}.json"
   return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
