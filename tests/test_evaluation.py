@@ -1,0 +1,106 @@
+"""Streaming statistics and the metrics made of them."""
+
+import functools
+
+import numpy as np
+import pytest
+
+from cfg.evaluation import metrics, statistics
+
+RNG = np.random.default_rng(0)
+FEATURES = RNG.normal(size=(500, 5)) @ RNG.normal(size=(5, 5)) + 3
+PROBS = RNG.dirichlet(np.ones(4) * 0.3, size=500)
+LABELS = RNG.integers(0, 4, 500)
+
+
+def stream(cls, batches, start):
+  return functools.reduce(lambda a, b: a.merge(b), (cls.of(b) for b in batches), start)
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("sizes", [[500], [1, 499], [7] * 71 + [3]])
+def test_statistics_do_not_depend_on_batches(sizes):
+  """Mean and covariance are numpy's, and the Inception Score is the naive one, however the samples are cut."""
+  cuts = np.cumsum(sizes)[:-1]
+  gaussian = stream(statistics.Gaussian, np.split(FEATURES, cuts), statistics.Gaussian.empty(5))
+  np.testing.assert_allclose(gaussian.mean, FEATURES.mean(axis=0), rtol=1e-12)
+  np.testing.assert_allclose(gaussian.cov, np.cov(FEATURES, rowvar=False), rtol=1e-10)
+  classes = stream(statistics.ClassEntropy, np.split(PROBS, cuts), statistics.ClassEntropy.empty(4))
+  kl = (PROBS * (np.log(PROBS) - np.log(PROBS.mean(axis=0)))).sum(axis=1)
+  assert metrics.inception_score(classes) == pytest.approx(np.exp(kl.mean()), rel=1e-10)
+
+
+def gaussian(mean, cov, count=1000):
+  """A Gaussian with exactly these moments."""
+  return statistics.Gaussian(count, np.asarray(mean, float), np.asarray(cov, float) * (count - 1))
+
+
+def test_frechet_of_itself_is_zero():
+  """FID(x, x) < 1e-6, for a full and for a nearly singular covariance."""
+  for scale in (1.0, 1e-6):
+    data = FEATURES * np.array([1, 1, 1, 1, scale])
+    assert abs(metrics.frechet_distance(statistics.Gaussian.of(data), statistics.Gaussian.of(data))) < 1e-6
+
+
+def test_frechet_closed_forms():
+  """One dimension: (m1 - m2)^2 + (s1 - s2)^2; commuting covariances: the sum of that over the axes, in any rotation."""
+  assert metrics.frechet_distance(gaussian([1.0], [[4.0]]), gaussian([3.0], [[9.0]])) == pytest.approx(4 + 1)
+  s1, s2, m1, m2 = (RNG.uniform(0.5, 2, 6) for _ in range(4))
+  q, _ = np.linalg.qr(RNG.normal(size=(6, 6)))
+  a, b = gaussian(q @ m1, q * s1**2 @ q.T), gaussian(q @ m2, q * s2**2 @ q.T)
+  assert metrics.frechet_distance(a, b) == pytest.approx(((m1 - m2) ** 2 + (s1 - s2) ** 2).sum())
+
+
+def test_frechet_of_covariances_that_do_not_commute():
+  """tr sqrt(C_a C_b) is the sum of the square roots of the eigenvalues of C_a C_b; and the distance is symmetric."""
+  ca, cb = (m @ m.T + 0.1 * np.eye(5) for m in RNG.normal(size=(2, 5, 5)))
+  assert np.abs(ca @ cb - cb @ ca).max() > 1
+  want = np.trace(ca) + np.trace(cb) - 2 * np.sqrt(np.linalg.eigvals(ca @ cb).real).sum()
+  a, b = gaussian(np.zeros(5), ca), gaussian(np.zeros(5), cb)
+  assert metrics.frechet_distance(a, b) == pytest.approx(want)
+  assert metrics.frechet_distance(b, a) == pytest.approx(want)
+
+
+def test_frechet_of_samples_approaches_the_closed_form():
+  """50,000 samples of two known Gaussians: the distance of the Gaussians, within 2 %."""
+  x, y = RNG.normal(size=(50_000, 3)), 1.0 + 2 * RNG.normal(size=(50_000, 3))
+  assert metrics.frechet_distance(statistics.Gaussian.of(x), statistics.Gaussian.of(y)) == pytest.approx(6.0, rel=0.02)
+
+
+def test_too_few_samples_are_refused():
+  """No more samples than features: no number."""
+  few = statistics.Gaussian.of(FEATURES[:5])
+  with pytest.raises(ValueError, match="at least 6"):
+    metrics.frechet_distance(few, statistics.Gaussian.of(FEATURES))
+  assert metrics.frechet_or_none(statistics.Gaussian.of(FEATURES), few) is None
+
+
+def test_inception_score_ends():
+  """1 for probabilities all alike, uniform or one class; K for certain and balanced ones."""
+  score = lambda probs: metrics.inception_score(statistics.ClassEntropy.of(np.asarray(probs, float)))
+  assert score(np.full((8, 4), 0.25)) == pytest.approx(1)
+  assert score([[0, 1, 0, 0]] * 8) == pytest.approx(1)
+  assert score(np.tile(np.eye(4), (2, 1))) == pytest.approx(4)
+
+
+def sample_stats(rows):
+  return statistics.SampleStatistics.of(features=FEATURES[rows], probs=PROBS[rows], labels=LABELS[rows])
+
+
+def test_summary_of_blocks():
+  """fid and IS are of all samples; errors are the blocks' standard deviation over sqrt(k); accuracy counts argmax."""
+  blocks = [sample_stats(slice(i, i + 100)) for i in range(0, 500, 100)]
+  reference = statistics.Gaussian.of(FEATURES + 0.5)
+  got = metrics.summarise(blocks, train=reference, heldout=statistics.Gaussian.of(FEATURES[:3]))
+  fids = [metrics.frechet_distance(b.features, reference) for b in blocks]
+  scores = [metrics.inception_score(b.classes) for b in blocks]
+  assert got["fid"] == pytest.approx(metrics.frechet_distance(statistics.Gaussian.of(FEATURES), reference))
+  assert got["fid_err"] == pytest.approx(np.std(fids, ddof=1) / np.sqrt(5))
+  assert got["fid_block_mean"] == pytest.approx(np.mean(fids))
+  assert got["inception_score"] == pytest.approx(metrics.inception_score(statistics.ClassEntropy.of(PROBS)))
+  assert got["inception_score_err"] == pytest.approx(np.std(scores, ddof=1) / np.sqrt(5))
+  assert got["label_accuracy"] == pytest.approx((PROBS.argmax(axis=1) == LABELS).mean())
+  assert got["num_samples"] == 500 and got["num_blocks"] == 5
+  assert got["fid_heldout"] is None and got["fid_heldout_err"] is None
+  with pytest.raises(ValueError, match="2 blocks"):
+    metrics.summarise(blocks[:1], train=reference, heldout=reference)
