@@ -26,7 +26,7 @@ setup(
     "matplotlib>=3.8,<4",
     "ml_collections>=1.0,<2",
     "numpy>=2.0,<3",
-    "optax>=0.2.5,<0.3",
+    "optax>=0.2.8,<0.3",
     "orbax-checkpoint>=0.11.25,<0.13",
     "pillow>=11",
     "scikit-learn>=1.5,<2",

@@ -60,7 +60,7 @@ def train_step(state, batch, seed_key, *, model, optimizer, logsnr_fn, p_uncond,
   params = optax.apply_updates(state.params, updates)
   step = state.step + 1
   ema = train_state.update_ema(state.ema, params=params, step=step)
-  metrics = {"loss": loss, "grad_norm": optax.global_norm(grads)}
+  metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
   return train_state.TrainState(step=step, params=params, ema=ema, opt_state=opt_state), metrics
 
 

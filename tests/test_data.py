@@ -1,0 +1,190 @@
+"""The digits, image folders, and the stream."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cfg.data import pipeline, sources
+from cfg.errors import UserError
+
+
+@pytest.mark.smoke
+def test_digits_are_split_by_class_at_random(digits, config):
+  """1,797 images; a fifth of each class held out, disjoint, seeded, not in the file's order; 17 grey levels."""
+  assert len(digits.train) + len(digits.heldout) == 1797
+  for label in range(10):
+    held, kept = (np.sum(s.labels == label) for s in (digits.heldout, digits.train))
+    assert abs(held - 0.2 * (held + kept)) < 1
+  assert len(np.unique(digits.train.images)) == 17 and digits.train.images.min() == 0 and digits.train.images.max() == 255
+  labels = np.repeat(np.arange(10), 50)
+  train, heldout = sources.split(labels, fraction=0.2, seed=0)
+  assert not set(train) & set(heldout) and len(train) + len(heldout) == 500
+  np.testing.assert_array_equal(sources.split(labels, fraction=0.2, seed=0)[1], heldout)
+  assert not np.array_equal(sources.split(labels, fraction=0.2, seed=1)[1], heldout)
+
+
+def test_split_keeps_a_row_on_each_side():
+  """Two images of a class: one to train on, one to hold out, whatever the fraction."""
+  for fraction in (0.01, 0.99):
+    train, heldout = sources.split(np.array([0, 0, 1, 1]), fraction=fraction, seed=0)
+    assert sorted(np.array([0, 0, 1, 1])[train]) == sorted(np.array([0, 0, 1, 1])[heldout]) == [0, 1]
+
+
+def stream(source, **kw):
+  return list(pipeline.train_stream(source, **{"batch_size": 32, "seed": 0, "start_step": 0, "num_steps": 100, **kw}))
+
+
+@pytest.fixture(scope="module")
+def batches(digits):
+  return stream(digits.train)
+
+
+def same(a, b):
+  return all(np.array_equal(a[name], b[name]) for name in ("image", "label", "index"))
+
+
+@pytest.mark.smoke
+def test_stream_resumes_anywhere(digits, batches):
+  """Started at step k, the stream goes on as the one from 0 does, also in the middle of an epoch."""
+  for start in (1, 17, 60):
+    rest = stream(digits.train, start_step=start)
+    assert len(rest) == 100 - start
+    assert all(same(a, b) for a, b in zip(rest, batches[start:], strict=True))
+
+
+@pytest.mark.parametrize("hosts", [2, 4])
+def test_global_batches_do_not_depend_on_hosts(digits, batches, hosts):
+  """The hosts' shares, side by side, are the one host's batch in its order."""
+  shares = [stream(digits.train, host_index=h, host_count=hosts, num_steps=50) for h in range(hosts)]
+  for step in (0, 3, 49):
+    joined = {name: np.concatenate([s[step][name] for s in shares]) for name in ("image", "label", "index")}
+    assert same(joined, batches[step])
+
+
+def test_every_epoch_is_a_new_permutation(digits, batches):
+  """An epoch has every image once; the next has them in another order; the index is the place in the stream."""
+  index = np.concatenate([b["index"] for b in batches])
+  np.testing.assert_array_equal(index, np.arange(3200))
+  pixels = np.concatenate([b["image"] for b in batches])
+  count = len(digits.train)
+  first, second = pixels[:count], pixels[count : 2 * count]
+  rows = lambda a: sorted(map(bytes, a))
+  assert rows(first) == rows(second) == rows(digits.train.images)
+  assert not np.array_equal(first, second) and not np.array_equal(first, digits.train.images)
+  assert not np.array_equal(stream(digits.train, seed=1, num_steps=1)[0]["image"], batches[0]["image"])
+
+
+def test_stream_refuses_uneven_hosts(digits):
+  """A batch that hosts cannot share is an error."""
+  with pytest.raises(UserError, match="3 hosts"):
+    stream(digits.train, host_count=3)
+
+
+def test_epoch_batches_cover_everything_once(digits):
+  """In order, one shape; the last is padded and says how much is real."""
+  got = list(pipeline.epoch_batches(digits.heldout, batch_size=100))
+  assert [valid for _, valid in got] == [100, 100, 100, 59] and {len(b["label"]) for b, _ in got} == {100}
+  np.testing.assert_array_equal(np.concatenate([b["image"][:v] for b, v in got]), digits.heldout.images)
+
+
+def test_every_nth_is_evenly_spaced(digits):
+  """At most so many, first and last among them; all where 0 is asked for."""
+  some = pipeline.every_nth(digits.heldout, most=5)
+  assert len(some) == 5 and np.array_equal(some[4]["image"], digits.heldout.images[-1])
+  assert pipeline.every_nth(digits.heldout, most=0) is digits.heldout
+
+
+def test_area_resize_is_the_mean_of_the_area():
+  """Integer factors: block means, as Pillow's box filter; other factors keep constants and the mean."""
+  image = np.random.default_rng(0).integers(0, 256, (12, 12, 3), np.uint8)
+  small = sources.area_resize(image, 4)
+  blocks = image.reshape(4, 3, 4, 3, 3).mean(axis=(1, 3))
+  assert np.abs(small - blocks).max() <= 0.5
+  pillow = np.asarray(Image.fromarray(image).resize((4, 4), Image.Resampling.BOX)).astype(int)
+  assert np.abs(small.astype(int) - pillow).max() <= 1
+  odd = sources.area_resize(image, 5)
+  assert abs(odd.mean() - image.mean()) < 0.5
+  # 12 -> 5: the first output pixel covers 2.4 input pixels each way
+  weight = np.array([1, 1, 0.4]) / 2.4
+  np.testing.assert_allclose(odd[0, 0], np.einsum("i,j,ijc->c", weight, weight, image[:3, :3]), atol=0.51)
+  assert np.all(sources.area_resize(np.full((7, 7, 1), 93, np.uint8), 3) == 93)
+
+
+def test_centre_square():
+  """The middle of the long side."""
+  image = np.arange(4 * 10).reshape(4, 10, 1)
+  np.testing.assert_array_equal(sources.centre_square(image), image[:, 3:7])
+  np.testing.assert_array_equal(sources.centre_square(image.transpose(1, 0, 2)), image.transpose(1, 0, 2)[3:7])
+
+
+@pytest.fixture
+def folder(tmp_path, config):
+  """Two classes of five pictures, PNG and JPEG, colour and grey; returns (path, load)."""
+  rng = np.random.default_rng(0)
+  for name in ("zebra", "猫"):
+    (tmp_path / name).mkdir()
+    for i in range(5):
+      pixels = rng.integers(0, 256, (20, 30, 3), np.uint8)
+      image = Image.fromarray(pixels if i % 2 else pixels[..., 0])
+      image.save(tmp_path / name / f"{i}.{'png' if i < 3 else 'jpg'}")
+
+  def load(**fields):
+    config.data.update({"name": "folder", "path": str(tmp_path), "resolution": 8, **fields})
+    return sources.load(config.data)
+
+  return tmp_path, load
+
+
+def test_folder_of_class_folders(folder):
+  """Classes by name, labels by folder, pictures as uint8 RGB squares; a fifth of each class held out."""
+  path, load = folder
+  data = load()
+  assert data.class_names == ("zebra", "猫") and data.image_shape == (8, 8, 3)
+  assert len(data.train) == 8 and len(data.heldout) == 2
+  for i in range(8):
+    example = data.train[i]
+    assert example["image"].shape == (8, 8, 3) and example["image"].dtype == np.uint8
+    assert data.train.paths[i].parent.name == data.class_names[example["label"]]
+  batch = next(pipeline.train_stream(data.train, batch_size=4, seed=0, start_step=0, num_steps=1))
+  assert batch["image"].shape == (4, 8, 8, 3)
+
+
+def test_folder_errors_name_the_place(folder, tmp_path_factory):
+  """Missing, empty, too few, not an image: one sentence each, with the path."""
+  path, load = folder
+  with pytest.raises(UserError, match="is not a folder"):
+    load(path=str(path / "nowhere"))
+  with pytest.raises(UserError, match="no sub-folders"):
+    load(path=str(tmp_path_factory.mktemp("empty")))
+  with pytest.raises(UserError, match="data.path is empty"):
+    load(path="")
+  (path / "alone").mkdir()
+  with pytest.raises(UserError, match="alone.*0 images"):
+    load(path=str(path))
+  (path / "alone").rmdir()
+  (path / "zebra" / "notes.jpg").write_text("not a picture")
+  with pytest.raises(UserError, match="notes.jpg"):
+    load(path=str(path))
+
+
+def test_a_truncated_image_is_named_when_it_is_read(folder):
+  """The header is whole and the pixels are not: reading says which file."""
+  path, load = folder
+  file = path / "zebra" / "1.png"
+  file.write_bytes(file.read_bytes()[:-400])
+  data = load()
+  with pytest.raises(UserError, match="1.png"):
+    for source in (data.train, data.heldout):
+      list(pipeline.epoch_batches(source, batch_size=2))
+  # and through the reading threads of the stream
+  if any(p.name == "1.png" and p.parent.name == "zebra" for p in data.train.paths):
+    with pytest.raises(UserError, match="1.png"):
+      stream(data.train, batch_size=4, num_steps=4)
+
+
+def test_unknown_data_is_named_with_the_known():
+  """data.name = 'digit' is answered with 'digits'."""
+  from ml_collections import ConfigDict
+
+  with pytest.raises(UserError, match="did you mean 'digits'"):
+    sources.load(ConfigDict({"name": "digit"}))

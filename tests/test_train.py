@@ -1,0 +1,130 @@
+"""The sharded step: any mesh, the same run."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cfg import images, optim, sharding, train, watch
+from cfg.data import pipeline
+from cfg.models import unet
+
+# the key's bias shifts all of a row's attention logits alike: its gradient is zero but for rounding
+ZERO_GRADIENT = ("k", "bias")
+
+
+@pytest.fixture
+def meshes(mesh1, mesh8):
+  return [mesh1, sharding.make_mesh(jax.devices()[:2]), mesh8]
+
+
+def set_up(config, mesh):
+  """(model, optimizer, state with parameters that are nowhere zero) on a mesh."""
+  model = unet.from_config(config.model, num_classes=10, image_shape=(8, 8, 1))
+  optimizer = optim.make_optimizer(**config.optimizer)
+  state = train.make_state(config, model=model, optimizer=optimizer, image_shape=(8, 8, 1), mesh=mesh)
+  leaves, tree = jax.tree.flatten(jax.device_get(state.params))
+  rng = np.random.default_rng(0)
+  params = jax.tree.unflatten(tree, [p + 0.1 * rng.normal(size=p.shape).astype(p.dtype) for p in leaves])
+  return model, optimizer, state.replace(params=jax.device_put(params, sharding.replicated(mesh)))
+
+
+def batches(digits, count):
+  return list(pipeline.train_stream(digits.train, batch_size=16, seed=0, start_step=0, num_steps=count))
+
+
+def run(config, mesh, data, model, optimizer, state):
+  """(losses, gradient norms, state, cache size) of one step a batch."""
+  step = train.make_train_step(config, model=model, optimizer=optimizer, mesh=mesh)
+  losses, norms = [], []
+  for batch in data:
+    state, metrics = step(state, sharding.put_batch(mesh, batch), jax.random.key(0))
+    losses.append(float(metrics["loss"]))
+    norms.append(float(metrics["grad_norm"]))
+  return np.array(losses), np.array(norms), state, step._cache_size()
+
+
+def test_any_mesh_trains_alike(config, digits, meshes):
+  """20 steps on 1, 2 and 8 devices: losses agree to 1e-4; one compilation each; the first gradient norm to 1e-5."""
+  config.train.flip = True
+  runs = [run(config, mesh, batches(digits, 20), *set_up(config, mesh)) for mesh in meshes]
+  for losses, norms, state, compilations in runs:
+    np.testing.assert_allclose(losses, runs[0][0], rtol=1e-4)
+    np.testing.assert_allclose(norms[0], runs[0][1][0], rtol=1e-5)
+    assert int(state.step) == 20 and compilations == 1
+  assert runs[0][0][-5:].mean() < runs[0][0][:3].mean()
+
+
+def test_gradients_agree_on_any_mesh(config, digits, meshes):
+  """At equal parameters every gradient agrees to 1e-5 of the global norm on 1, 2 and 8 devices."""
+  # plain descent at rate 1 without clipping: the update is the gradient
+  import optax
+
+  def gradients(mesh):
+    model, _, state = set_up(config, mesh)
+    optimizer = optax.sgd(1.0)
+    before = jax.device_get(state.params)
+    state = state.replace(opt_state=optimizer.init(state.params))
+    _, _, after, _ = run(config, mesh, batches(digits, 1), model, optimizer, state)
+    grads = jax.tree.map(lambda a, b: np.float64(a) - b, before, jax.device_get(after.params))
+    return {tuple(p.key for p in path): g for path, g in jax.tree_util.tree_leaves_with_path(grads)}
+
+  first, *others = (gradients(mesh) for mesh in meshes)
+  norm = np.sqrt(sum(np.sum(g**2) for g in first.values()))
+  for other in others:
+    for name, grad in first.items():
+      if name[-2:] != ZERO_GRADIENT:
+        # the subtraction that gives the gradient back rounds at the parameters' size
+        np.testing.assert_allclose(other[name], grad, atol=1e-5 * norm + 5e-7, rtol=0, err_msg=str(name))
+
+
+def test_loss_does_not_depend_on_the_order_of_rows(config, digits, mesh1):
+  """A permuted batch, its indices with it, has the same loss: noise, level, drop and flip follow the index alone."""
+  config.train.flip = True
+  batch = batches(digits, 1)[0]
+  order = np.random.default_rng(0).permutation(16)
+  shuffled = {name: value[order] for name, value in batch.items()}
+  renumbered = {**batch, "index": batch["index"][::-1].copy()}
+  # a learning rate of zero keeps the parameters, so that one program serves all three
+  config.optimizer.learning_rate = 0.0
+  loss = run(config, mesh1, [batch, shuffled, renumbered], *set_up(config, mesh1))[0]
+  assert loss[0] == pytest.approx(loss[1], rel=1e-6)
+  assert abs(loss[0] - loss[2]) > 1e-4
+
+
+def test_flip_mirrors_some():
+  """random_flip mirrors about half of the rows, exactly, each from its own key."""
+  x = jax.random.normal(jax.random.key(0), (200, 2, 3, 1))
+  out = np.asarray(images.random_flip(keys=jax.random.split(jax.random.key(1), 200), x=x))
+  mirrored = np.array([np.array_equal(a, b[:, ::-1]) for a, b in zip(out, np.asarray(x))])
+  kept = np.array([np.array_equal(a, b) for a, b in zip(out, np.asarray(x))])
+  assert np.all(mirrored ^ kept) and 60 < mirrored.sum() < 140
+
+
+def test_heldout_errors_are_fixed_and_tell_labels_apart(config, digits, mesh1):
+  """The same noise at every call, a level in each equal part of u, and another number for the null label."""
+  model, _, state = set_up(config, mesh1)
+  config.heldout.num_images = 20
+  watcher = watch.Watcher(config, model=model, dataset=digits, mesh=mesh1, workdir=".")
+  first = watcher.heldout(state.params)
+  assert first == watcher.heldout(state.params)
+  bins = [v for name, v in first.items() if name.startswith("heldout/loss_cond/")]
+  assert len(bins) == config.heldout.num_bins
+  assert first["heldout/loss_cond"] == pytest.approx(np.mean(bins))
+  assert first["heldout/loss_cond"] != first["heldout/loss_null"]
+  # the batch it is computed in does not matter
+  config.heldout.batch_size = 7
+  again = watch.Watcher(config, model=model, dataset=digits, mesh=mesh1, workdir=".").heldout(state.params)
+  for name, value in first.items():
+    assert again[name] == pytest.approx(value, rel=1e-4)
+
+
+def test_heldout_levels_cover_the_schedule(config, mesh1):
+  """With eps_hat = 0 (parameters at the start) every error is mean eps^2: near 1 in each bin, for both labels."""
+  model = unet.from_config(config.model, num_classes=10, image_shape=(8, 8, 1))
+  params = jax.jit(lambda k: unet.init_params(model, key=k, image_shape=(8, 8, 1)))(jax.random.key(0))
+  batch = {"image": jnp.zeros((30, 8, 8, 1), jnp.uint8), "label": jnp.zeros(30, jnp.int32), "index": jnp.arange(30, dtype=jnp.uint32)}
+  errors = watch.heldout_errors(params, batch, jax.random.key(0), model=model, logsnr_fn=lambda u: 20 - 40 * u, num_bins=4)
+  assert errors.shape == (30, 4, 2)
+  np.testing.assert_allclose(errors.mean(axis=0), 1.0, atol=0.15)
+  np.testing.assert_array_equal(errors[..., 0], errors[..., 1])
