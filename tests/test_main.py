@@ -1,0 +1,103 @@
+"""The command line: every bad input is one paragraph, an exit code, and nothing damaged."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from cfg import checkpoint, logs
+from cfg import config as config_lib
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def command(*options, config="configs/digits.py"):
+  """(exit code, stdout, stderr) of python -m cfg.main; without a config if it is None."""
+  words = [sys.executable, "-m", "cfg.main", *([f"--config={config}"] if config else []), *options]
+  env = {**os.environ, "JAX_PLATFORMS": "cpu"}
+  done = subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
+  return done.returncode, done.stdout, done.stderr
+
+
+@pytest.fixture
+def workdir(tmp_path, config):
+  """A work directory with a checkpoint of the test config: its meta is all that is looked at here."""
+  meta = {"step": 3, "config": config_lib.to_json(config), "class_names": list("0123456789"), "image_shape": [8, 8, 1], "data_name": "digits"}
+  with checkpoint.Checkpoints(tmp_path) as checkpoints:
+    checkpoints.save(3, state={"ema": {"0.99": {"a": config.seed + 1.0}}}, meta=meta)
+  return tmp_path
+
+
+CASES = {
+  "unknown field": (["--config.train.batchsize=3"], ["batch_size"]),
+  "unknown section": (["--config.trian.batch_size=3"], ["trian", "train"]),
+  "bad value": (["--config.train.batch_size=many"], ["config.train.batch_size", "many"]),
+  "value no run can use": (["--config.train.p_uncond=2"], ["train.p_uncond is 2", "probability"]),
+  "missing config": (["--config=configs/nothing.py"], ["configs/nothing.py", "cannot be loaded"]),
+  "no config": ([None], ["--config=configs/digits.py"]),
+  "unknown option": (["--wokdir=x"], ["wokdir"]),
+  "unknown mode": (["--mode=trian"], ["train"]),
+  "stray word": (["train"], ["unexpected argument 'train'"]),
+  "missing data folder": (["--config.data.name=folder", "--config.data.path=/nowhere/at/all"], ["/nowhere/at/all", "is not a folder"]),
+  "w and scale": (["--mode=sample", "--w=1", "--scale=2"], ["--w=1 and --scale=2", "give one"]),
+  "nothing trained": (["--mode=sample", "--w=1"], ["no checkpoint", "--mode=train"]),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_bad_input_is_one_paragraph(case, tmp_path):
+  """The thing and the remedy are named, on stderr, with an exit code and without a traceback."""
+  options, words = CASES[case]
+  config = None if options == [None] else "configs/digits.py"
+  code, _, stderr = command(f"--workdir={tmp_path}", *[o for o in options if o], config=config)
+  error = stderr[stderr.index("error:") :]
+  assert code == 1 and "Traceback" not in stderr and len(error.strip().splitlines()) == 1
+  for word in words:
+    assert word in error
+
+
+def test_another_runs_directory_is_left_alone(workdir):
+  """Training under another config in a directory that holds a checkpoint: the fields are named, no byte changes."""
+  before = {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file()}
+  code, _, stderr = command(f"--workdir={workdir}", "--mode=train")
+  assert code == 1 and "holds a checkpoint of another config" in stderr and "model.ch is 16, the checkpoint has 8" in stderr
+  assert "Traceback" not in stderr and "Choose another --workdir" in stderr
+  assert {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file()} == before
+
+
+def test_modes_that_read_make_no_directory(tmp_path):
+  """--mode=sample with a mistyped work directory says so and leaves no empty folder behind."""
+  code, _, stderr = command(f"--workdir={tmp_path / 'runn'}", "--mode=sample")
+  assert code == 1 and "there is no work directory" in stderr and not (tmp_path / "runn").exists()
+
+
+def test_help_lists_the_options():
+  """--help names every option of ours."""
+  _, stdout, _ = command("--help")
+  for name in ("--config", "--mode", "--workdir", "--label", "--num", "--w", "--scale", "--seed", "--ema", "--out"):
+    assert f"{name}:" in stdout
+
+
+@pytest.mark.smoke
+def test_metrics_log_drops_what_will_come_again(tmp_path):
+  """Resumed at step 4, records after it and a line that a kill cut short are dropped."""
+  (tmp_path / "metrics.jsonl").write_text('{"step": 2, "loss": 1}\n{"step": 4, "loss": 2}\n{"step": 6, "loss": 3}\n{"step": 8, "lo')
+  with logs.MetricsLog(tmp_path, step=4) as log:
+    log.scalars(6, {"loss": 5.0})
+  lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+  assert lines == ['{"step": 2, "loss": 1}', '{"step": 4, "loss": 2}', '{"step": 6, "loss": 5.0}']
+
+
+def test_progress_says_rate_and_time_left(monkeypatch, caplog):
+  """Off a terminal: a plain line after every_seconds, with percent, facts, rate and time left; the first step is not timed."""
+  clock = iter([100.0, 110.0, 130.0, 140.0])
+  monkeypatch.setattr(logs.time, "monotonic", lambda: next(clock))
+  with caplog.at_level("INFO", "cfg"), logs.Progress("train", total=40, unit="steps", every_seconds=15) as progress:
+    for done in (10, 20, 30, 40):
+      progress.update(done, loss="0.5")
+  assert [r.message for r in caplog.records] == [
+    "train 30/40 steps (75%), loss 0.5, 0.67 steps/s, 0:15 left", "train 40/40 steps (100%), loss 0.5, 0.75 steps/s, took 0:40",
+  ]
+  assert logs.duration(3725) == "1:02:05"
