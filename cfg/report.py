@@ -129,7 +129,7 @@ def write_curve(path, *, rows, references, about):
   space = about["extractor"]
   by_fid.set(xlabel="guidance strength w", ylabel="FID (lower is better)", title="FID against w")
   by_is.set(xlabel="guidance strength w", ylabel="Inception Score (higher is better)", title="IS against w")
-  trade.set(xlabel="Inception Score", ylabel="FID", title="the trade-off (as the paper's figures 4 and 5)")
+  trade.set(xlabel="Inception Score", ylabel="FID", title="FID against IS")
   for axes in (by_fid, trade):
     axes.set_ylim(bottom=0)
   for axes in (by_fid, by_is, trade):
