@@ -70,7 +70,7 @@ def get_config():
   ))
 
   # the held-out loss, in num_bins equal parts of u
-  config.heldout = section(dict(num_bins=8, num_images=0, batch_size=60, seed=0))  # 0 images: all
+  config.heldout = section(dict(num_bins=8, num_images=0, batch_size=64, seed=0))  # 0 images: all
   # pictures of the same noises at these strengths while training
   config.preview = section(dict(w=(0.0, 2.0), num_classes=10, num_per_class=6))
 
@@ -81,7 +81,7 @@ def get_config():
     w=(0.0, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 3.0, 4.0),
     num_samples=1500,  # at each w
     num_blocks=5,  # for the errors
-    batch_size=250,
+    batch_size=256,
     seed=0,
     ema=config_dict.placeholder(float),  # None: the first of train.ema_decays
   ))
