@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 
 from cfg import config as config_lib
-from cfg import files, generate, images, report
+from cfg import files, generate, images, report, sharding
 from cfg.errors import UserError, nearest
 from cfg.trained import open_trained
 
@@ -77,7 +77,7 @@ def sample(config, *, mesh, workdir, labels, num, w, seed, ema=None, out=None):
   # at w = 0 the mix is the conditional branch: the other need not be computed
   sampler = generate.Generator(
     model=trained.model, config=config, image_shape=trained.image_shape, mesh=mesh, guided=w != 0,
-    batch_size=min(config.sweep.batch_size, -(-len(y) // mesh.size) * mesh.size),
+    batch_size=sharding.round_up(mesh, min(len(y), config.sweep.batch_size)),
   )
   pictures = sampler(trained.params, index=index, labels=y, w=w, seed=seed)
 

@@ -30,6 +30,11 @@ def check_batch_size(mesh, name, batch_size):
     raise UserError(f"{name} is {batch_size}: it must be a positive multiple of the {mesh.size} devices.")
 
 
+def round_up(mesh, batch_size):
+  """The least multiple of the mesh's size that is not below `batch_size`."""
+  return -(-batch_size // mesh.size) * mesh.size
+
+
 def put_batch(mesh, batch):
   """This host's rows of a batch (a tree of numpy arrays) to global arrays, split over the devices."""
   sharding = batch_sharding(mesh)

@@ -54,8 +54,10 @@ class Watcher:
       heldout_errors, model=model, logsnr_fn=self._logsnr_fn, num_bins=config.heldout.num_bins
     )
     self._errors = jax.jit(errors, in_shardings=(whole, rows, whole), out_shardings=rows)
+    pictures = min(model.num_classes, config.preview.num_classes) * config.preview.num_per_class
     self._generator = Generator(
-      model=model, config=config, image_shape=dataset.image_shape, mesh=mesh, batch_size=config.sweep.batch_size
+      model=model, config=config, image_shape=dataset.image_shape, mesh=mesh,
+      batch_size=sharding.round_up(mesh, min(pictures, config.sweep.batch_size)),
     )
 
   def heldout(self, params):
