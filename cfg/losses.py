@@ -40,7 +40,7 @@ def classifier_free_loss(*, eps_fn, keys, x, y, logsnr_fn, p_uncond, null_label)
   Returns:
     loss [B] f32, logsnr [B].
   """
-  key_u, key_eps, key_drop = jnp.moveaxis(jax.vmap(lambda k: jax.random.split(k, 3))(keys), 1, 0)
+  key_u, key_eps, key_drop = jax.vmap(lambda key: tuple(jax.random.split(key, 3)))(keys)
   u = jax.vmap(jax.random.uniform)(key_u)
   eps = jax.vmap(lambda k: jax.random.normal(k, x.shape[1:]))(key_eps)
   y = guidance.drop_labels(keys=key_drop, y=y, p_uncond=p_uncond, null_label=null_label)

@@ -41,7 +41,7 @@ def train_step(state, batch, seed_key, *, model, optimizer, logsnr_fn, p_uncond,
   """
   examples_key = jax.random.fold_in(seed_key, EXAMPLES)
   keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(examples_key, batch["index"])
-  key_flip, key_loss = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
+  key_flip, key_loss = jax.vmap(lambda key: tuple(jax.random.split(key)))(keys)
   x = images.to_unit(batch["image"])
   if flip:
     x = images.random_flip(keys=key_flip, x=x)

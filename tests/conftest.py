@@ -5,6 +5,8 @@ import os
 # before jax starts: tests compile more than they run (level 0 halves one and doubles the other)
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# in the environment, so that the programs that tests start check their keys too
+os.environ.setdefault("JAX_DEBUG_KEY_REUSE", "1")
 
 import jax
 import pytest
