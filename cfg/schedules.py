@@ -1,8 +1,10 @@
 """Time u in [0, 1] to log-SNR lambda: u = 0 is clean, u = 1 is noise.
 
-P is Ho & Salimans 2022 (arXiv 2207.12598). lambda = log(alpha^2 / sigma^2).
+P is Ho & Salimans 2022 (arXiv 2207.12598), ND Nichol & Dhariwal 2021 (arXiv 2102.09672).
+lambda = log(alpha^2 / sigma^2).
 """
 
+import functools
 import math
 
 import jax.numpy as jnp
@@ -53,3 +55,44 @@ def sampling_grid(*, num_steps, logsnr_min=-20.0, logsnr_max=20.0):
     raise ValueError(f"num_steps must be at least 2 (both ends of the grid), got {num_steps}")
   u = np.linspace(1.0, 0.0, num_steps)
   return cosine_logsnr(u, logsnr_min=logsnr_min, logsnr_max=logsnr_max, xp=np)
+
+
+@functools.cache
+def discrete_logsnr(name, num_timesteps=1000):
+  """lambda_t = log(abar_t / (1 - abar_t)), abar_t = prod_{i<=t} (1 - beta_i): the levels of a discrete model.
+
+  "linear": beta from 0.0001 to 0.02 at 1,000 steps, both ends times 1000/T (DDPM, arXiv 2006.11239);
+  "cosine": beta_t = min(0.999, 1 - f((t+1)/T) / f(t/T)), f(u) = cos^2(pi/2 (u + 0.008) / 1.008) (ND equation 17).
+
+  Returns:
+    float64 numpy [num_timesteps], decreasing: t = 0 is the cleanest.
+
+  Raises:
+    ValueError: any other name.
+  """
+  if name == "linear":
+    beta = np.linspace(0.0001, 0.02, num_timesteps) * (1000 / num_timesteps)
+  elif name == "cosine":
+    f = np.cos((np.arange(num_timesteps + 1) / num_timesteps + 0.008) / 1.008 * np.pi / 2) ** 2
+    beta = np.minimum(1 - f[1:] / f[:-1], 0.999)
+  else:
+    raise ValueError(f"unknown discrete schedule {name!r}: choose \"cosine\" or \"linear\"")
+  log_abar = np.cumsum(np.log1p(-beta))
+  table = log_abar - np.log(-np.expm1(log_abar))
+  table.flags.writeable = False  # shared by all callers
+  return table
+
+
+def discrete_time(logsnr, *, table):
+  """The step t, fractional, at which a discrete model has this log-SNR: the inverse of `discrete_logsnr`.
+
+  Linear in lambda between steps; beyond the table's ends it stays at the end, 0 or T - 1.
+
+  Args:
+    logsnr: any shape.
+    table: from discrete_logsnr.
+
+  Returns:
+    f32 in [0, T - 1], shape of logsnr.
+  """
+  return jnp.interp(-logsnr, jnp.asarray(-table, jnp.float32), jnp.arange(len(table), dtype=jnp.float32))

@@ -19,11 +19,13 @@ def get_config():
   # virtual devices where there is only a CPU: XLA is quicker with one per core
   config.cpu_devices = 2
 
-  # "digits", or "folder": `path` holds a sub-folder of images per class
+  # "digits"; "folder": `path` holds a sub-folder of images per class; "synthetic": made-up images, to try things
   config.data = section(dict(
     name="digits",
     path="",
     resolution=8,  # side of the images of a folder; the digits have 8
+    num_classes=0,  # 0: as many as there are; otherwise it must agree. The synthetic images have so many
+    num_images=0,  # of the synthetic images
     heldout_fraction=0.2,
     split_seed=0,
   ))
@@ -39,8 +41,14 @@ def get_config():
     head_dim=config_dict.placeholder(int),
     dropout=0.0,
     norm_groups=8,
-    remat=False,
-    dtype="float32",
+    norm_eps=1e-6,
+    # for networks of other origin (python -m cfg.interop.adm)
+    scale_shift=True,
+    conv_resample=False,
+    discrete_schedule=config_dict.placeholder(str),
+    class_rows=config_dict.placeholder(int),
+    remat=False,  # recompute each block in the backward pass: less memory, a third more work
+    dtype="float32",  # or "bfloat16": of activations; parameters and normalisation stay float32
   ))
 
   # log-SNR at u = 1 and u = 0
@@ -57,7 +65,9 @@ def get_config():
   ))
 
   config.train = section(dict(
-    batch_size=128,
+    batch_size=128,  # of all devices together
+    accumulate=1,  # micro-batches an update is made of: the same update in less memory
+    fsdp=1,  # devices over which parameters, averages and moments are split; 1: each has a copy
     num_steps=400,
     p_uncond=0.2,  # the paper's 0.1 and 0.2 do equally well; so short a run trains the null label little
     flip=False,

@@ -8,21 +8,23 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 # a module may import from a lower level, or from its own package
 LEVELS = [
-  {"errors", "files", "schedules", "diffusion"},
+  {"errors", "files", "schedules", "diffusion", "flops"},
   {"images", "guidance", "config", "models"},
   {"losses", "sampling", "train_state", "optim", "sharding", "checkpoint", "logs", "data", "evaluation"},
-  {"generate", "trained", "extractors", "report"},
-  {"watch", "sweep", "sample"},
+  {"interop"},
+  {"generate", "trained", "extractors", "report", "train_step", "workdir_config"},
+  {"watch", "sweep", "sample", "dry_run"},
   {"train"},
   {"main"},
 ]
 HOMES = {
   "orbax": {"checkpoint"},
   "grain": {"data"},
-  "optax": {"optim", "train", "evaluation"},
+  "optax": {"optim", "train_step", "evaluation"},
   "flax": {"models", "train_state"},
   "absl": {"main"},
-  "ml_collections": {"main"},
+  "ml_collections": {"main", "config"},
+  "safetensors": {"interop"},
   "clu": {"train"},
   "tensorboardX": {"logs"},
   "matplotlib": {"report"},

@@ -1,7 +1,7 @@
 """Building blocks of the U-Net.
 
 W is google-research/ddpm_w_distillation (unet3), DD google-research/diffusion_distillation
-(unet), ADM Dhariwal & Nichol 2021 (arXiv 2105.05233). Activations are [B,H,W,C].
+(unet), ADM Dhariwal & Nichol 2021 (arXiv 2105.05233), GD its code, openai/guided-diffusion. Activations are [B,H,W,C].
 """
 
 import math
@@ -11,21 +11,24 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from cfg import schedules
+
 ZEROS = nn.initializers.zeros_init()
 
 
-def sinusoid(t, *, width, max_period=10_000.0):
-  """[sin(t f), cos(t f)], f_i = max_period^(-i / (width/2 - 1)) (DD; ADM has cos first and width/2).
+def sinusoid(t, *, width, steps=None, max_period=10_000.0):
+  """[sin(t f), cos(t f)], f_i = max_period^(-i / steps) (DD; GD has cos first).
 
   Args:
     t: [B].
     width: even, at least 4.
+    steps: None for DD's width/2 - 1; GD's is width/2.
 
   Returns:
     [B, width] f32.
   """
   half = width // 2
-  freqs = jnp.exp(-math.log(max_period) / (half - 1) * jnp.arange(half, dtype=jnp.float32))
+  freqs = jnp.exp(-math.log(max_period) / (steps or half - 1) * jnp.arange(half, dtype=jnp.float32))
   args = t.astype(jnp.float32)[:, None] * freqs[None, :]
   return jnp.concatenate([jnp.sin(args), jnp.cos(args)], axis=1)
 
@@ -46,23 +49,45 @@ def downsample(h):
 
 
 class Conditioning(nn.Module):
-  """emb = Dense(swish(Dense(sinusoid(1000 inv_cos(lambda))))) + Dense(one_hot(y)) (W unet3).
+  """emb = Dense(swish(Dense(sinusoid(time)))) + Dense(one_hot(y)).
 
-  The class table has num_classes + 1 rows; the last is the null label's.
+  time is 1000 inv_cos(lambda) (W unet3), or the step of a discrete schedule (GD).
+  The class table has class_rows rows; 0 for a network without classes.
   """
 
   ch: int
   emb_ch: int
-  num_classes: int
+  class_rows: int
+  discrete_schedule: str | None = None
   dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(self, logsnr, y):
-    emb = sinusoid(1000.0 * inv_cos(logsnr), width=self.ch)
+    if self.discrete_schedule is None:
+      emb = sinusoid(1000.0 * inv_cos(logsnr), width=self.ch)
+    else:
+      table = schedules.discrete_logsnr(self.discrete_schedule)
+      emb = sinusoid(schedules.discrete_time(logsnr, table=table), width=self.ch, steps=self.ch // 2)
     emb = nn.Dense(self.emb_ch, dtype=self.dtype, name="dense0")(emb)
     emb = nn.Dense(self.emb_ch, dtype=self.dtype, name="dense1")(nn.swish(emb))
-    one_hot = jax.nn.one_hot(y, self.num_classes + 1, dtype=self.dtype)
+    if not self.class_rows:
+      return emb
+    one_hot = jax.nn.one_hot(y, self.class_rows, dtype=self.dtype)
     return emb + nn.Dense(self.emb_ch, dtype=self.dtype, name="class_emb")(one_hot)
+
+
+class ConvResample(nn.Module):
+  """A 3x3 convolution of stride 2 ("down"), or nearest-neighbour doubling and a 3x3 convolution ("up") (GD)."""
+
+  direction: str
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, h):
+    up = self.direction == "up"
+    # one row and column on each side, as PyTorch pads; "SAME" would pad the lower right alone
+    conv = nn.Conv(h.shape[-1], (3, 3), strides=1 if up else 2, padding=1, dtype=self.dtype, name="conv")
+    return conv(upsample(h) if up else h)
 
 
 class ResBlock(nn.Module):
@@ -71,24 +96,31 @@ class ResBlock(nn.Module):
   h = conv(swish(norm(x))), the resampling after the first swish, on both branches;
   h = conv0(dropout(swish(norm(h) (1 + scale) + shift))), [scale, shift] = Dense(swish(emb));
   conv0 starts at zero; the skip is the identity, or a 1x1 where channels change.
+  Without scale_shift (GD), h = conv0(dropout(swish(norm(h + Dense(swish(emb)))))).
   """
 
   out_ch: int
   dropout: float = 0.0
   norm_groups: int = 32
+  norm_eps: float = 1e-6
+  scale_shift: bool = True
   resample: str | None = None  # None, "up" or "down"
   dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(self, x, emb, deterministic):
     resample = {None: lambda h: h, "up": upsample, "down": downsample}[self.resample]
-    norm = lambda name: nn.GroupNorm(self.norm_groups, dtype=self.dtype, name=name)
+    norm = lambda name: nn.GroupNorm(self.norm_groups, epsilon=self.norm_eps, dtype=self.dtype, name=name)
     conv = lambda name, **kw: nn.Conv(self.out_ch, (3, 3), dtype=self.dtype, name=name, **kw)
 
     h = conv("conv1")(resample(nn.swish(norm("norm1")(x))))
-    emb = nn.Dense(2 * self.out_ch, dtype=self.dtype, name="emb")(nn.swish(emb))
-    scale, shift = jnp.split(emb[:, None, None, :], 2, axis=-1)
-    h = nn.swish(norm("norm2")(h) * (1 + scale) + shift)
+    emb = nn.Dense((1 + self.scale_shift) * self.out_ch, dtype=self.dtype, name="emb")(nn.swish(emb))[:, None, None, :]
+    if self.scale_shift:
+      scale, shift = jnp.split(emb, 2, axis=-1)
+      h = norm("norm2")(h) * (1 + scale) + shift
+    else:
+      h = norm("norm2")(h + emb)
+    h = nn.swish(h)
     h = nn.Dropout(self.dropout)(h, deterministic=deterministic)
     h = conv("conv2", kernel_init=ZEROS)(h)
 
@@ -103,13 +135,14 @@ class AttentionBlock(nn.Module):
 
   num_heads: int
   norm_groups: int = 32
+  norm_eps: float = 1e-6
   dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(self, x):
     batch, height, width, channels = x.shape
     heads = (self.num_heads, channels // self.num_heads)
-    h = nn.GroupNorm(self.norm_groups, dtype=self.dtype, name="norm")(x)
+    h = nn.GroupNorm(self.norm_groups, epsilon=self.norm_eps, dtype=self.dtype, name="norm")(x)
     h = h.reshape(batch, height * width, channels)
     q, k, v = (nn.DenseGeneral(heads, dtype=self.dtype, name=n)(h) for n in "qkv")
     h = jax.nn.dot_product_attention(q, k, v)

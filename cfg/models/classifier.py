@@ -1,0 +1,55 @@
+"""The noise-conditional classifier of ADM: p(y | z_lambda), whose gradient guides (arXiv 2105.05233, section 4).
+
+GD is openai/guided-diffusion (unet.py, EncoderUNetModel with pool "attention").
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from cfg.models.backbone import Backbone, check_shapes
+
+
+class AttentionPool(nn.Module):
+  """The output of one attention layer at the mean token: [B,H,W,C] -> [B,features] (GD AttentionPool2d, after CLIP).
+
+  The H W positions and their mean, first, each plus a learned position; self-attention; the first token's projection.
+  """
+
+  features: int
+  num_heads: int
+
+  @nn.compact
+  def __call__(self, h):
+    batch, height, width, channels = h.shape
+    h = h.reshape(batch, height * width, channels)
+    h = jnp.concatenate([h.mean(axis=1, keepdims=True), h], axis=1)
+    positions = nn.initializers.normal(channels**-0.5)
+    h = h + self.param("positions", positions, (1, height * width + 1, channels))
+    heads = (self.num_heads, channels // self.num_heads)
+    q = nn.DenseGeneral(heads, name="q")(h[:, :1])
+    k, v = (nn.DenseGeneral(heads, name=n)(h) for n in "kv")
+    h = jax.nn.dot_product_attention(q, k, v)
+    return nn.DenseGeneral(self.features, axis=(-2, -1), name="proj")(h)[:, 0]
+
+
+class Classifier(Backbone, kw_only=True):
+  """logits [B, num_classes] f32 = Classifier(z, logsnr): a U-Net's way down, then attention pooling.
+
+  Attributes, beside Backbone's:
+    num_classes: classes.
+
+  The pooling has the heads of the other attention layers, and a position for each pixel of
+  the last level: the parameters are for one image size.
+  """
+
+  num_classes: int
+
+  @nn.compact
+  def __call__(self, z, logsnr, deterministic=True):
+    check_shapes(z.shape, logsnr.shape, z.shape[:1], levels=len(self.ch_mult))
+    emb = self.conditioning(logsnr, None, 0)
+    h, _ = self.encode(z, emb, deterministic)
+    h = nn.swish(self.norm("norm_out")(h)).astype(jnp.float32)
+    heads = self.num_heads or h.shape[-1] // self.head_dim
+    return AttentionPool(self.num_classes, heads, name="pool")(h)
