@@ -1,4 +1,7 @@
-"""python -m cfg.main --config=configs/digits.py [--mode=...] [--workdir=...] [--config.section.field=value]"""
+"""python -m cfg.main --config=configs/digits.py [--mode=...] [--workdir=...] [--config.section.field=value]
+
+Without --config, the config is that of the network in --workdir.
+"""
 
 import logging
 import os
@@ -13,36 +16,54 @@ from cfg import config as config_lib
 from cfg import logs
 from cfg.errors import UserError
 
-MODES = ("all", "train", "sweep", "sample")
+log = logging.getLogger("cfg.main")  # __name__ is "__main__" here
+
+MODES = ("all", "train", "sweep", "sample", "export", "dry_run")
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/; override fields as --config.train.batch_size=64.")
-MODE = flags.DEFINE_enum("mode", "all", MODES, "all: train, then sweep the guidance strength.")
+MODE = flags.DEFINE_enum(
+  "mode", "all", MODES,
+  "all: train, then sweep the guidance strength. export: weights as safetensors. dry_run: what training costs, without training.",
+)
 WORKDIR = flags.DEFINE_string("workdir", None, "Where everything goes. Default: runs/<name of the config file>.")
 LABEL = flags.DEFINE_list("label", [], "sample: classes by name or number, comma-separated. Default: the first ten.")
 NUM = flags.DEFINE_integer("num", 8, "sample: how many of each class.")
 W = flags.DEFINE_float("w", None, "sample: the paper's guidance strength; 0 is unguided. Default: 1.")
 SCALE = flags.DEFINE_float("scale", None, "sample: the same as others write it, scale = 1 + w.")
 SEED = flags.DEFINE_integer("seed", 0, "sample: seed of the noise.")
-EMA = flags.DEFINE_float("ema", None, "sample: which average of the parameters, by decay. Default: the first.")
-OUT = flags.DEFINE_string("out", None, "sample: folder for the pictures. Default: <workdir>/samples/w<w>_seed<seed>.")
+EMA = flags.DEFINE_float("ema", None, "sample, export: which average of the parameters, by decay. Default: the first.")
+OUT = flags.DEFINE_string(
+  "out", None, "sample: folder for the pictures; default <workdir>/samples/w<w>_seed<seed>. export: the file; default <workdir>/weights.safetensors."
+)
+MEMORY_GB = flags.DEFINE_float("memory_gb", None, "dry_run: memory of one device in 1e9 bytes. Default: what it has.")
 
 
 def main(argv):
   if len(argv) > 1:
     raise UserError(f"unexpected argument {argv[1]!r}: options are written --name=value.")
-  config, workdir = CONFIG.value, find_workdir(create=MODE.value in ("all", "train"))
+  config = CONFIG.value
+  workdir = None if MODE.value == "dry_run" else find_workdir(create=MODE.value in ("all", "train"))
   start_devices(config)
   # after start_devices: these import jax
-  from cfg import report, sample, sharding, sweep, train
+  from cfg import dry_run, report, sample, sharding, sweep, train, trained
   from cfg.data import sources
 
-  mesh = sharding.make_mesh()
+  mesh = sharding.make_mesh(fsdp=config.train.get("fsdp", 1))
+  if MODE.value == "dry_run":
+    dry_run.check(config)
+    print(dry_run.table(dry_run.dry_run(config, mesh=mesh, memory_gb=MEMORY_GB.value)))
+    return
   if MODE.value == "sample":
     w = sample.parse_strength(w=W.value, scale=SCALE.value)
     out = sample.sample(
       config, mesh=mesh, workdir=workdir, labels=LABEL.value, num=NUM.value, w=w, seed=SEED.value, ema=EMA.value, out=OUT.value
     )
     print(f"w = {w:g} (scale = {1 + w:g}): pictures, grid.png and samples.json are in {out}")
+    return
+  if MODE.value == "export":
+    out = OUT.value or workdir / "weights.safetensors"
+    network = trained.export(workdir, out, ema=EMA.value)
+    print(f"{out}: the EMA of decay {network.ema} at step {network.step}, hash {network.checkpoint_hash[:12]}")
     return
   dataset = sources.load(config.data)
   if MODE.value in ("all", "train"):
@@ -71,13 +92,21 @@ def start_devices(config):
 
   if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
     jax.config.update("jax_num_cpu_devices", config.cpu_devices)
-  logging.getLogger(__name__).info("%d devices: %s", jax.device_count(), jax.devices()[0].device_kind)
+  log.info("%d devices: %s", jax.device_count(), jax.devices()[0].device_kind)
+
+
+def config_of_workdir(argv):
+  """Where --workdir is given without --config, insert the --config that loads that directory's own."""
+  values = lambda name: [a.split("=", 1)[1] for a in argv[1:] if a.lstrip("-").startswith(f"{name}=")]
+  if values("workdir") and not values("config") and not {"--help", "--helpfull"} & set(argv):
+    argv.insert(1, f"--config={pathlib.Path(__file__).with_name('workdir_config.py')}:{values('workdir')[-1]}")
 
 
 def parse_flags(argv):
   """absl's parser; what is wrong with an option is said in one line, with the nearest name where it has one."""
   app.define_help_flags()
   try:
+    config_of_workdir(argv)
     rest = flags.FLAGS(argv)
     if flags.FLAGS["config"].value is None:
       raise UserError("give a config, --config=configs/digits.py for example (--help lists the options).")

@@ -70,7 +70,7 @@ def sample(config, *, mesh, workdir, labels, num, w, seed, ema=None, out=None):
   if not 0 <= seed < 2**32:
     raise UserError(f"--seed is {seed}: it must lie between 0 and 2^32 - 1.")
   config_lib.check_guidable(config, [w])
-  trained = open_trained(config, workdir=workdir, mesh=mesh, ema=ema)
+  trained = open_trained(workdir, config=config, mesh=mesh, ema=ema)
   names = trained.class_names
   chosen = [parse_label(text, names) for text in labels] or list(range(min(len(names), MOST_DEFAULT_CLASSES)))
   index, y = np.tile(np.arange(num), len(chosen)), np.repeat(chosen, num)

@@ -39,7 +39,7 @@ def sweep(config, *, dataset, mesh, workdir):
   settings = config.sweep
   check_settings(settings, num_classes=dataset.num_classes, feature_dim=config.judge.feature_dim, mesh=mesh)
   config_lib.check_guidable(config, settings.w)
-  trained = open_trained(config, workdir=workdir, mesh=mesh, ema=settings.ema)
+  trained = open_trained(workdir, config=config, mesh=mesh, ema=settings.ema)
   extractor = extractors.get_judge(config, dataset=dataset, workdir=workdir)
   about = provenance(config, trained=trained, extractor=extractor)
   folder = workdir / "sweep" / fingerprint(about)

@@ -1,0 +1,27 @@
+"""The config of a work directory: what `python -m cfg.main --workdir=DIR` without --config loads, `workdir_config.py:DIR`."""
+
+import pathlib
+
+from cfg import checkpoint
+from cfg import config as config_lib
+from cfg.errors import UserError
+from cfg.interop import weights
+
+
+def get_config(workdir):
+  """The config that the network in `workdir` was made with; fields can be overridden as in any config.
+
+  Raises:
+    UserError: there is no network.
+  """
+  workdir = pathlib.Path(workdir)
+  if checkpoint.directory(workdir).is_dir():
+    with checkpoint.Checkpoints(workdir) as checkpoints:
+      meta = checkpoints.read_meta()
+  elif (workdir / weights.NAME).is_file():
+    meta = weights.read_meta(workdir / weights.NAME)
+  else:
+    meta = None
+  if meta is None:
+    raise UserError(f"there is no network in {str(workdir)!r}: give a config, --config=configs/digits.py for example, or the --workdir of a trained model.")
+  return config_lib.from_json(meta["config"])
