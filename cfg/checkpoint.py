@@ -58,13 +58,12 @@ class Checkpoints:
         if not (self._dir / manifest.name.split(".")[0]).is_dir():
           manifest.unlink()
 
-  def restore(self, *, target=None, sharding=None):
+  def restore(self, *, target=None):
     """The newest intact checkpoint: (step, state, meta), or None where there is none.
 
     Args:
-      target: tree of arrays or ShapeDtypeStructs like the saved state; or None:
-        as it was saved, every leaf a numpy array.
-      sharding: where to put the leaves of `target`.
+      target: tree of arrays like the saved state, each leaf restored to the sharding of its
+        array, whatever that of the saved one was; or None: every leaf a numpy array.
 
     Raises:
       UserError: there are checkpoints but none is intact.
@@ -74,7 +73,7 @@ class Checkpoints:
       problem = self._damage(step)
       if problem is None:
         try:
-          return step, *self._read(step, target, sharding)
+          return step, *self._read(step, target)
         except Exception as e:  # orbax raises many kinds for a file that is cut short
           problem = f"{type(e).__name__}: {e}"
       log.warning("checkpoint %s cannot be used (%s); looking for an older one", self._dir / str(step), problem)
@@ -106,12 +105,12 @@ class Checkpoints:
         self._manager.delete(newer)
         self._manifest_path(newer).unlink(missing_ok=True)
 
-  def _read(self, step, target, sharding):
+  def _read(self, step, target):
     if target is None:
       state_args = ocp.args.StandardRestore()
     else:
       state_args = ocp.args.StandardRestore(
-        jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), target)
+        jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), target)
       )
     args = ocp.args.Composite(state=state_args, meta=ocp.args.JsonRestore())
     restored = self._manager.restore(step, args=args)

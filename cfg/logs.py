@@ -1,4 +1,4 @@
-"""Where a run says what happens: metrics.jsonl, TensorBoard files, a progress bar or plain lines."""
+"""Where a run says what happens: metrics.jsonl, TensorBoard files, a progress bar or plain lines; and how fast it goes."""
 
 import json
 import logging
@@ -6,6 +6,7 @@ import pathlib
 import sys
 import time
 
+import jax
 import tensorboardX
 from tqdm import tqdm
 
@@ -121,14 +122,38 @@ class Progress:
     return ", ".join(parts)
 
 
-class Meter:
-  """Means of the metrics, and images per second of training, over the steps since the last `flush`."""
+class Compilations:
+  """Counts what XLA compiles (or reads from its cache) in this process, from when this is made."""
 
-  def __init__(self, *, batch_size):
-    self._batch_size = batch_size
+  def __init__(self):
+    self.count = 0
+    jax.monitoring.register_event_duration_secs_listener(self._note)
+
+  def _note(self, event, seconds, **_):
+    del seconds
+    self.count += event == "/jax/core/compile/backend_compile_duration"
+
+
+class Meter:
+  """Means of the metrics, and how fast training goes, over the steps since the last `flush`.
+
+  Args:
+    batch_size: images a step, on all devices.
+    num_devices: of the mesh.
+    flops_per_image: of the forward and backward pass, without recomputation.
+    peak_flops: FLOP/s of one device, or None where not known.
+  """
+
+  def __init__(self, *, batch_size, num_devices=1, flops_per_image=0, peak_flops=None):
+    self._batch_size, self._num_devices = batch_size, num_devices
+    self._flops_per_image, self._peak_flops = flops_per_image, peak_flops
+    self._compilations = Compilations()
     self.shown = {}  # what the progress bar shows
-    self._sums, self._count, self._seconds = {}, 0, 0.0
+    self._reset()
     self._mark = time.monotonic()
+
+  def _reset(self):
+    self._sums, self._count, self._seconds, self._waited = {}, 0, 0.0, 0.0
 
   def add(self, metrics):
     """Count one step's {name: number}."""
@@ -138,18 +163,52 @@ class Meter:
     self._seconds += time.monotonic() - self._mark
     self._mark = time.monotonic()
 
+  def waiting_for(self, stream):
+    """The items of `stream`; the time until each comes counts as waiting for data."""
+    stream = iter(stream)
+    while True:
+      start = time.monotonic()
+      try:
+        item = next(stream)
+      except StopIteration:
+        return
+      self._waited += time.monotonic() - start
+      yield item
+
   def skip(self):
     """The time since the last `add` went into something else: leave it out of the rate."""
     self._mark = time.monotonic()
 
   def flush(self):
-    """{name: mean} and images_per_second; empty where no step was counted."""
+    """The means, and as numbers of the interval:
+
+      images_per_second, images_per_second_per_device;
+      model_flops_utilisation: FLOP/s of the model over the chip's bf16 peak, where that is known;
+      data_wait: the share of the time in which no batch was ready;
+      compilations: so far, in this process.
+
+    Empty where no step was counted.
+    """
     values = {name: total / self._count for name, total in self._sums.items()}
     if self._count:
-      values["images_per_second"] = self._count * self._batch_size / max(self._seconds, 1e-9)
-      self.shown = {"loss": f"{values['loss']:.4f}", "images/s": f"{values['images_per_second']:.0f}"}
-    self._sums, self._count, self._seconds = {}, 0, 0.0
+      rate = self._count * self._batch_size / max(self._seconds, 1e-9)
+      each = rate / self._num_devices
+      values |= {"images_per_second": rate, "images_per_second_per_device": each}
+      if self._peak_flops:
+        values["model_flops_utilisation"] = each * self._flops_per_image / self._peak_flops
+      values["data_wait"] = min(1.0, self._waited / max(self._seconds, 1e-9))
+      values["compilations"] = self._compilations.count
+      self.shown = self._facts(values)
+    self._reset()
     return values
+
+  def _facts(self, values):
+    facts = {"loss": f"{values['loss']:.4f}", "images/s": f"{values['images_per_second']:.0f}"}
+    if self._num_devices > 1:
+      facts["images/s"] += f" ({values['images_per_second_per_device']:.{0 if values['images_per_second_per_device'] >= 10 else 2}f} a device)"
+    if "model_flops_utilisation" in values:
+      facts["MFU"] = f"{100 * values['model_flops_utilisation']:.0f} %"
+    return {**facts, "data wait": f"{100 * values['data_wait']:.0f} %", "compilations": f"{values['compilations']}"}
 
 
 def duration(seconds):

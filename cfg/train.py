@@ -1,89 +1,21 @@
-"""Algorithm 1 as a sharded step, and the loop around it."""
+"""The training loop: restore, step, watch, save."""
 
-import functools
 import logging
 import pathlib
 import signal
 
 import jax
-import jax.numpy as jnp
-import optax
 from clu import parameter_overview
 
-from cfg import checkpoint, files, images, logs, losses, optim, schedules, sharding, train_state, watch
+from cfg import checkpoint, files, flops, logs, optim, sharding, watch
 from cfg import config as config_lib
 from cfg.data import pipeline
 from cfg.errors import UserError
+from cfg.interop import weights
 from cfg.models import unet
+from cfg.train_step import TrainStep, make_state
 
 log = logging.getLogger(__name__)
-
-# what each key derived from the run's seed is for
-INIT, EXAMPLES, DROPOUT = range(3)
-
-
-def train_step(state, batch, seed_key, *, model, optimizer, logsnr_fn, p_uncond, flip):
-  """One update of P's algorithm 1 (arXiv 2207.12598): pure, a function of (state, batch, seed).
-
-  Args:
-    state: TrainState.
-    batch: {"image": uint8 [B,H,W,C], "label": int32 [B], "index": uint32 [B]}; `index` is the
-      position in the stream, and flip, log-SNR, eps and label drop of a row come from it alone.
-    seed_key: jax.random.key(config.seed).
-    model: a UNet.
-    optimizer: from optim.make_optimizer.
-    logsnr_fn: u -> lambda.
-    p_uncond: probability of dropping a label.
-    flip: mirror images at random.
-
-  Returns:
-    (TrainState, {"loss", "grad_norm"}).
-  """
-  examples_key = jax.random.fold_in(seed_key, EXAMPLES)
-  keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(examples_key, batch["index"])
-  key_flip, key_loss = jax.vmap(lambda key: tuple(jax.random.split(key)))(keys)
-  x = images.to_unit(batch["image"])
-  if flip:
-    x = images.random_flip(keys=key_flip, x=x)
-  dropout_key = jax.random.fold_in(jax.random.fold_in(seed_key, DROPOUT), state.step)
-
-  def loss_fn(params):
-    eps_fn = unet.make_eps_fn(model, params, dropout_key=dropout_key if model.dropout else None)
-    loss, _ = losses.classifier_free_loss(
-      eps_fn=eps_fn, keys=key_loss, x=x, y=batch["label"],
-      logsnr_fn=logsnr_fn, p_uncond=p_uncond, null_label=model.num_classes,
-    )
-    return jnp.mean(loss)
-
-  loss, grads = jax.value_and_grad(loss_fn)(state.params)
-  updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-  params = optax.apply_updates(state.params, updates)
-  step = state.step + 1
-  ema = train_state.update_ema(state.ema, params=params, step=step)
-  metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
-  return train_state.TrainState(step=step, params=params, ema=ema, opt_state=opt_state), metrics
-
-
-def make_state(config, *, model, optimizer, image_shape, mesh):
-  """The initial TrainState, made on the devices."""
-
-  def init(key):
-    params = unet.init_params(model, key=key, image_shape=image_shape)
-    return train_state.create(params=params, optimizer=optimizer, ema_decays=config.train.ema_decays)
-
-  return jax.jit(init, out_shardings=sharding.replicated(mesh))(jax.random.fold_in(jax.random.key(config.seed), INIT))
-
-
-def make_train_step(config, *, model, optimizer, mesh):
-  """`train_step` jitted over the mesh: (state, batch, seed_key), the state donated."""
-  step = functools.partial(
-    train_step, model=model, optimizer=optimizer,
-    logsnr_fn=functools.partial(schedules.cosine_logsnr, **config.schedule),
-    p_uncond=config.train.p_uncond, flip=config.train.flip,
-  )
-  whole, rows = sharding.replicated(mesh), sharding.batch_sharding(mesh)
-  return jax.jit(step, in_shardings=(whole, rows, whole), out_shardings=(whole, whole), donate_argnums=0)
-
 
 class StopRequest:
   """Turns SIGTERM and Ctrl-C into a flag that the loop reads, so that it can save first."""
@@ -122,7 +54,9 @@ def train(config, *, dataset, mesh, workdir):
     Stopped: SIGTERM or Ctrl-C came; the state was saved.
   """
   workdir = pathlib.Path(workdir)
-  sharding.check_batch_size(mesh, "train.batch_size", config.train.batch_size)
+  if (workdir / weights.NAME).exists() and not checkpoint.directory(workdir).is_dir():
+    raise UserError(f"the work directory {str(workdir)!r} holds imported weights, to sample from (--mode=sample): train in another --workdir.")
+  check_trainable(config, mesh=mesh)
   sharding.check_batch_size(mesh, "heldout.batch_size", config.heldout.batch_size)
   model = unet.from_config(config.model, num_classes=dataset.num_classes, image_shape=dataset.image_shape)
   with checkpoint.Checkpoints(workdir, keep=config.train.keep_checkpoints) as checkpoints:
@@ -140,10 +74,20 @@ def train(config, *, dataset, mesh, workdir):
     _train_from(config, model=model, dataset=dataset, mesh=mesh, workdir=workdir, checkpoints=checkpoints)
 
 
+def check_trainable(config, *, mesh):
+  """Raise UserError unless the config's training settings can be used on this mesh."""
+  train = config.train
+  if train.accumulate < 1:
+    raise UserError(f"train.accumulate is {train.accumulate}: it must be the number of micro-batches of an update, at least 1.")
+  if config.model.class_rows is not None:
+    raise UserError("model.class_rows is set: such a network has no null label, and training here drops labels. Leave it None.")
+  sharding.check_batch_size(mesh, "train.batch_size", train.batch_size, parts=train.accumulate)
+
+
 def _train_from(config, *, model, dataset, mesh, workdir, checkpoints):
   optimizer = optim.make_optimizer(**config.optimizer)
   state = make_state(config, model=model, optimizer=optimizer, image_shape=dataset.image_shape, mesh=mesh)
-  restored = checkpoints.restore(target=state, sharding=sharding.replicated(mesh))
+  restored = checkpoints.restore(target=state)
   if restored is not None:
     step, state, _ = restored
     checkpoints.discard_after(step)
@@ -158,13 +102,13 @@ def _train_from(config, *, model, dataset, mesh, workdir, checkpoints):
     num_steps=config.train.num_steps, host_index=jax.process_index(), host_count=jax.process_count(),
   )
   watcher = watch.Watcher(config, model=model, dataset=dataset, mesh=mesh, workdir=workdir)
-  step_fn = make_train_step(config, model=model, optimizer=optimizer, mesh=mesh)
+  step_fn = TrainStep(config, model=model, optimizer=optimizer, mesh=mesh, state=state)
   progress = logs.Progress("train", total=config.train.num_steps, unit="steps", initial=step)
   with logs.MetricsLog(workdir, step=step) as metrics_log, progress, StopRequest() as stop:
-    observer = watch.Observer(config.train, watcher=watcher, metrics_log=metrics_log, progress=progress)
-    seed_key = jax.random.key(config.seed)
-    for batch in stream:
-      state, metrics = step_fn(state, sharding.put_batch(mesh, batch), seed_key)
+    meter = make_meter(config, model=model, image_shape=dataset.image_shape, mesh=mesh)
+    observer = watch.Observer(config.train, watcher=watcher, metrics_log=metrics_log, progress=progress, meter=meter)
+    for batch in meter.waiting_for(stream):
+      state, metrics = step_fn(state, batch)
       step += 1
       observer(step, state, metrics)
       if watch.due(step, config.train.checkpoint_every_steps, config.train.num_steps) or stop.signal is not None:
@@ -172,6 +116,13 @@ def _train_from(config, *, model, dataset, mesh, workdir, checkpoints):
         observer.skip_time()
       if stop.signal is not None and step < config.train.num_steps:
         raise Stopped(f"stopped by signal {stop.signal} after step {step}, which was saved: run the same command to continue.")
+
+
+def make_meter(config, *, model, image_shape, mesh):
+  """The Meter of a run; the model's FLOPs are counted where the chip's peak is known."""
+  peak = flops.peak(mesh.devices.flat[0].device_kind)
+  cost = flops.of_network(model, image_shape=image_shape)[1] if peak else 0
+  return logs.Meter(batch_size=config.train.batch_size, num_devices=mesh.size, flops_per_image=cost, peak_flops=peak)
 
 
 def describe(config, *, dataset, step):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cfg import images, logs, losses, schedules, sharding, train_state
+from cfg import images, losses, schedules, sharding, train_state
 from cfg.data import pipeline
 from cfg.generate import Generator
 from cfg.models import unet
@@ -60,6 +60,10 @@ class Watcher:
       batch_size=sharding.round_up(mesh, min(pictures, config.sweep.batch_size)),
     )
 
+  def place(self, params):
+    """A whole copy of `params` on each device, however they are split."""
+    return jax.device_put(params, sharding.replicated(self._mesh))
+
   def heldout(self, params):
     """{"heldout/loss_cond", "heldout/loss_null", and the same per bin, named by its log-SNRs}."""
     config, bins = self._config.heldout, self._config.heldout.num_bins
@@ -87,7 +91,8 @@ class Watcher:
     labels = np.repeat(np.arange(rows), config.num_per_class)
     index = np.arange(len(labels))
     panels = []
-    strengths = [w for w in config.w if w == 0 or self._config.train.p_uncond > 0]  # else there is nothing to mix
+    # without label dropout there is nothing to mix
+    strengths = config.w if self._config.train.p_uncond > 0 else (0.0,)
     for w in strengths:
       pictures = self._generator(params, index=index, labels=labels, w=w, seed=self._config.seed)
       panels.append(images.tile(pictures, rows=rows))
@@ -107,9 +112,8 @@ class Observer:
   Step n is dispatched before the metrics of step n - 1 are read.
   """
 
-  def __init__(self, config, *, watcher, metrics_log, progress):
-    self._config, self._watcher, self._log, self._progress = config, watcher, metrics_log, progress
-    self._meter = logs.Meter(batch_size=config.batch_size)
+  def __init__(self, config, *, watcher, metrics_log, progress, meter):
+    self._config, self._watcher, self._log, self._progress, self._meter = config, watcher, metrics_log, progress, meter
     self._pending = None
 
   def __call__(self, step, state, metrics):
@@ -118,14 +122,14 @@ class Observer:
       self._meter.add(jax.device_get(self._pending))
     self._pending = metrics
     config, is_due = self._config, lambda every: due(step, every, self._config.num_steps)
-    params = state.ema[train_state.ema_name(config.ema_decays[0])]
+    params = lambda: self._watcher.place(state.ema[train_state.ema_name(config.ema_decays[0])])
     if is_due(config.log_every_steps):
       self._log.scalars(step, self._meter.flush())
     if is_due(config.heldout_every_steps):
-      self._log.scalars(step, self._watcher.heldout(params))
+      self._log.scalars(step, self._watcher.heldout(params()))
       self.skip_time()
     if is_due(config.preview_every_steps):
-      self._log.image(step, "preview", self._watcher.preview(params, step))
+      self._log.image(step, "preview", self._watcher.preview(params(), step))
       self.skip_time()
     self._progress.update(step, **self._meter.shown)
 

@@ -39,7 +39,7 @@ def test_round_trip(saved, mesh8):
     step, state, meta = checkpoints.restore()
     assert step == 2 and meta == checkpoints.read_meta() == {"step": 2, "config": {"a": [1, 2]}}
     assert checkpoint.tree_hash(state) == checkpoint.tree_hash(tree(2))
-    _, placed, _ = checkpoints.restore(target=tree(0), sharding=sharding.replicated(mesh8))
+    _, placed, _ = checkpoints.restore(target=jax.device_put(tree(0), sharding.replicated(mesh8)))
     assert checkpoint.tree_hash(placed) == checkpoint.tree_hash(tree(2))
     assert placed["params"]["a"].sharding == sharding.replicated(mesh8)
 

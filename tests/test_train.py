@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cfg import images, optim, sharding, train, watch
+from cfg import images, optim, sharding, train_step, watch
 from cfg.data import pipeline
 from cfg.models import unet
 
@@ -22,11 +22,11 @@ def set_up(config, mesh):
   """(model, optimizer, state with parameters that are nowhere zero) on a mesh."""
   model = unet.from_config(config.model, num_classes=10, image_shape=(8, 8, 1))
   optimizer = optim.make_optimizer(**config.optimizer)
-  state = train.make_state(config, model=model, optimizer=optimizer, image_shape=(8, 8, 1), mesh=mesh)
+  state = train_step.make_state(config, model=model, optimizer=optimizer, image_shape=(8, 8, 1), mesh=mesh)
   leaves, tree = jax.tree.flatten(jax.device_get(state.params))
   rng = np.random.default_rng(0)
   params = jax.tree.unflatten(tree, [p + 0.1 * rng.normal(size=p.shape).astype(p.dtype) for p in leaves])
-  return model, optimizer, state.replace(params=jax.device_put(params, sharding.replicated(mesh)))
+  return model, optimizer, state.replace(params=jax.device_put(params, sharding.by_shape(mesh, params)))
 
 
 def batches(digits, count):
@@ -35,13 +35,13 @@ def batches(digits, count):
 
 def run(config, mesh, data, model, optimizer, state):
   """(losses, gradient norms, state, cache size) of one step a batch."""
-  step = train.make_train_step(config, model=model, optimizer=optimizer, mesh=mesh)
+  step = train_step.TrainStep(config, model=model, optimizer=optimizer, mesh=mesh, state=state)
   losses, norms = [], []
   for batch in data:
-    state, metrics = step(state, sharding.put_batch(mesh, batch), jax.random.key(0))
+    state, metrics = step(state, batch)
     losses.append(float(metrics["loss"]))
     norms.append(float(metrics["grad_norm"]))
-  return np.array(losses), np.array(norms), state, step._cache_size()
+  return np.array(losses), np.array(norms), state, step.compilations()
 
 
 def test_any_mesh_trains_alike(config, digits, meshes):

@@ -1,4 +1,4 @@
-"""Labelled image sets with random access: the embedded digits, and any folder of class sub-folders."""
+"""Labelled image sets with random access: the embedded digits, any folder of class sub-folders, synthetic images."""
 
 import dataclasses
 import functools
@@ -66,16 +66,64 @@ class FileSource:
     return {"image": read_image(self.paths[i], resolution=self.resolution), "label": self.labels[i]}
 
 
+@dataclasses.dataclass(frozen=True)
+class SyntheticSource:
+  """Images that need no file: coarse random squares tinted by their class. Example i is a function of (seed, i)."""
+
+  count: int
+  num_classes: int
+  resolution: int
+  seed: int
+
+  def __len__(self):
+    return self.count
+
+  def __getitem__(self, i):
+    label = i % self.num_classes
+    tint = np.random.default_rng([label]).integers(0, 128, 3)
+    coarse = np.random.default_rng([self.seed, i]).integers(0, 128, (4, 4, 3)) + tint
+    cells = np.arange(self.resolution) * 4 // self.resolution
+    return {"image": coarse[cells][:, cells].astype(np.uint8), "label": np.int32(label)}
+
+
 def load(config):
-  """The Dataset that `config` (data.name, path, resolution, heldout_fraction, split_seed) names.
+  """The Dataset that `config`, the config's section data, names.
 
   Raises:
     UserError: an unknown name, or a folder that cannot be used.
   """
-  makers = {"digits": digits, "folder": folder}
+  makers = {"digits": digits, "folder": folder, "synthetic": synthetic}
   if config.name not in makers:
     raise UserError(f"data.name is {config.name!r}: {nearest(config.name, makers)}")
-  return makers[config.name](config)
+  dataset = makers[config.name](config)
+  if config.num_classes and config.num_classes != dataset.num_classes:
+    raise UserError(
+      f"data.num_classes is {config.num_classes}, but {dataset.name} has {dataset.num_classes} classes. Set --config.data.num_classes="
+      f"{dataset.num_classes} if that is right (0: as many as there are)."
+    )
+  return dataset
+
+
+def shape(config):
+  """(num_classes, image_shape) of what `load` would give, without reading images where the config tells."""
+  if config.name in ("folder", "synthetic") and config.num_classes:
+    return config.num_classes, (config.resolution, config.resolution, 3)
+  dataset = load(config)
+  return dataset.num_classes, dataset.image_shape
+
+
+def synthetic(config):
+  """`num_images` made-up images of `num_classes` classes, to start any config without data."""
+  if min(config.num_images, config.num_classes, config.resolution) < 1:
+    raise UserError("data.name is 'synthetic': set data.num_images, data.num_classes and data.resolution, each at least 1.")
+  make = lambda count, seed: SyntheticSource(count, config.num_classes, config.resolution, seed)
+  return Dataset(
+    name="synthetic",
+    train=make(config.num_images, 2 * config.split_seed),
+    heldout=make(max(1, int(config.num_images * config.heldout_fraction)), 2 * config.split_seed + 1),
+    class_names=tuple(str(i) for i in range(config.num_classes)),
+    image_shape=(config.resolution, config.resolution, 3),
+  )
 
 
 def digits(config):
