@@ -4,7 +4,6 @@ Without --config, the config is that of the network in --workdir.
 """
 
 import logging
-import os
 import pathlib
 import sys
 
@@ -35,6 +34,7 @@ EMA = flags.DEFINE_float("ema", None, "sample, export: which average of the para
 OUT = flags.DEFINE_string(
   "out", None, "sample: folder for the pictures; default <workdir>/samples/w<w>_seed<seed>. export: the file; default <workdir>/weights.safetensors."
 )
+DISTRIBUTED = flags.DEFINE_bool("distributed", False, "This process is one of several, on a TPU slice or under SLURM: find the others first.")
 MEMORY_GB = flags.DEFINE_float("memory_gb", None, "dry_run: memory of one device in 1e9 bytes. Default: what it has.")
 
 
@@ -87,12 +87,14 @@ def find_workdir(*, create):
 
 
 def start_devices(config):
-  """Where jax finds only a CPU, give it config.cpu_devices virtual devices."""
+  """Start jax as the config says."""
   import jax
 
-  if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-    jax.config.update("jax_num_cpu_devices", config.cpu_devices)
-  log.info("%d devices: %s", jax.device_count(), jax.devices()[0].device_kind)
+  from cfg import runtime
+
+  runtime.start(cpu_devices=config.cpu_devices, distributed=DISTRIBUTED.value)
+  hosts = f" on {jax.process_count()} hosts" if jax.process_count() > 1 else ""
+  log.info("%d devices%s: %s", jax.device_count(), hosts, jax.devices()[0].device_kind)
 
 
 def config_of_workdir(argv):
