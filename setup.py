@@ -22,7 +22,7 @@ setup(
     "clu>=0.0.12",
     "flax>=0.12,<0.13",
     "grain>=0.2.12,<0.3",
-    "jax>=0.10,<0.13",
+    "jax>=0.10.2,<0.13",
     "matplotlib>=3.8,<4",
     "ml_collections>=1.0,<2",
     "ml_dtypes>=0.4,<1",
@@ -36,8 +36,8 @@ setup(
     "tqdm>=4.66,<5",
   ],
   extras_require={
-    "cuda": ["jax[cuda12]>=0.10,<0.13"],
-    "tpu": ["jax[tpu]>=0.10,<0.13"],
+    "cuda": ["jax[cuda12]>=0.10.2,<0.13"],
+    "tpu": ["jax[tpu]>=0.10.2,<0.13"],
     "test": ["pytest>=8,<10", "pytest-xdist>=3.5,<4", "ruff>=0.6"],
   },
   classifiers=[

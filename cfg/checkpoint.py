@@ -35,7 +35,8 @@ class Checkpoints:
     self._dir = directory(workdir)
     self._dir.mkdir(parents=True, exist_ok=True)
     options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
-    self._manager = ocp.CheckpointManager(self._dir, options=options)
+    handlers = {STATE: ocp.StandardCheckpointHandler(), META: ocp.JsonCheckpointHandler()}
+    self._manager = ocp.CheckpointManager(self._dir, options=options, item_handlers=handlers)
 
   def __enter__(self):
     return self
@@ -107,7 +108,9 @@ class Checkpoints:
 
   def _read(self, step, target):
     if target is None:
-      state_args = ocp.args.StandardRestore()
+      # arrays of the host, so that the devices and shardings of the run that saved it do not matter
+      saved = self._manager.item_metadata(step)[STATE]
+      state_args = ocp.args.StandardRestore(jax.tree.map(lambda a: np.empty(a.shape, a.dtype), saved))
     else:
       state_args = ocp.args.StandardRestore(
         jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), target)

@@ -1,12 +1,18 @@
 """Eight virtual CPU devices, strict jax, and the small things that several tests share."""
 
 import os
+import tempfile
 
 # before jax starts: tests compile more than they run (level 0 halves one and doubles the other)
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_scheduler_type=CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # in the environment, so that the programs that tests start check their keys too
 os.environ.setdefault("JAX_DEBUG_KEY_REUSE", "1")
+
+# programs that several tests, or the programs they start, compile are compiled once
+CACHE = tempfile.TemporaryDirectory(prefix="cfg-tests-")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", CACHE.name)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
 import jax
 import pytest

@@ -3,11 +3,13 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from cfg import images, optim, sharding, train_step, watch
 from cfg.data import pipeline
 from cfg.models import unet
+from configs import digits as digits_config
 
 # the key's bias shifts all of a row's attention logits alike: its gradient is zero but for rounding
 ZERO_GRADIENT = ("k", "bias")
@@ -55,27 +57,100 @@ def test_any_mesh_trains_alike(config, digits, meshes):
   assert runs[0][0][-5:].mean() < runs[0][0][:3].mean()
 
 
-def test_gradients_agree_on_any_mesh(config, digits, meshes):
-  """At equal parameters every gradient agrees to 1e-5 of the global norm on 1, 2 and 8 devices."""
-  # plain descent at rate 1 without clipping: the update is the gradient
-  import optax
+def gradients(config, mesh, digits):
+  """{path: gradient} of the first batch: the change that plain descent at rate 1, without clipping, makes."""
+  model, _, state = set_up(config, mesh)
+  optimizer = optax.sgd(1.0)
+  before = jax.device_get(state.params)
+  state = state.replace(opt_state=optimizer.init(state.params))
+  _, _, after, _ = run(config, mesh, batches(digits, 1), model, optimizer, state)
+  grads = jax.tree.map(lambda a, b: np.float64(a) - b, before, jax.device_get(after.params))
+  return {tuple(p.key for p in path): g for path, g in jax.tree_util.tree_leaves_with_path(grads)}
 
-  def gradients(mesh):
-    model, _, state = set_up(config, mesh)
-    optimizer = optax.sgd(1.0)
-    before = jax.device_get(state.params)
-    state = state.replace(opt_state=optimizer.init(state.params))
-    _, _, after, _ = run(config, mesh, batches(digits, 1), model, optimizer, state)
-    grads = jax.tree.map(lambda a, b: np.float64(a) - b, before, jax.device_get(after.params))
-    return {tuple(p.key for p in path): g for path, g in jax.tree_util.tree_leaves_with_path(grads)}
 
-  first, *others = (gradients(mesh) for mesh in meshes)
+def assert_same_gradients(first, other):
+  """Equal to 1e-5 of the global norm."""
   norm = np.sqrt(sum(np.sum(g**2) for g in first.values()))
-  for other in others:
-    for name, grad in first.items():
-      if name[-2:] != ZERO_GRADIENT:
-        # the subtraction that gives the gradient back rounds at the parameters' size
-        np.testing.assert_allclose(other[name], grad, atol=1e-5 * norm + 5e-7, rtol=0, err_msg=str(name))
+  for name, grad in first.items():
+    if name[-2:] != ZERO_GRADIENT:
+      # the subtraction that gives the gradient back rounds at the parameters' size
+      np.testing.assert_allclose(other[name], grad, atol=1e-5 * norm + 5e-7, rtol=0, err_msg=str(name))
+
+
+@pytest.fixture(scope="module")
+def reference_gradients(digits, mesh1):
+  """Of the whole batch at once on one device."""
+  config = digits_config.get_config()
+  config.model.update(ch=8, emb_ch=16, norm_groups=4)
+  config.train.batch_size = 16
+  return gradients(config, mesh1, digits)
+
+
+def test_gradients_agree_on_any_mesh(config, digits, meshes, reference_gradients):
+  """At equal parameters every gradient agrees to 1e-5 of the global norm on 1, 2 and 8 devices."""
+  for mesh in meshes[1:]:
+    assert_same_gradients(reference_gradients, gradients(config, mesh, digits))
+
+
+@pytest.mark.parametrize("devices, parts", [(1, 4), (2, 2), (4, 4)])
+def test_micro_batches_have_the_gradient_of_the_batch(config, digits, reference_gradients, devices, parts):
+  """Accumulated over micro-batches, on any mesh, the gradient is the big batch's to 1e-5 of its norm."""
+  config.train.accumulate = parts
+  assert_same_gradients(reference_gradients, gradients(config, sharding.make_mesh(jax.devices()[:devices]), digits))
+
+
+def test_remat_has_the_same_gradient(config, digits, mesh1, reference_gradients):
+  """Recomputing blocks changes no gradient of the step."""
+  config.model.remat = True
+  assert_same_gradients(reference_gradients, gradients(config, mesh1, digits))
+
+
+@pytest.mark.parametrize("devices, fsdp, parts", [(8, 8, 1), (4, 2, 2)])
+def test_split_parameters_have_the_same_gradient(config, digits, reference_gradients, monkeypatch, devices, fsdp, parts):
+  """With parameters, moments and averages split over devices, with micro-batches or without."""
+  monkeypatch.setattr(sharding, "SMALLEST_SPLIT", 64)
+  config.train.accumulate = parts
+  mesh = sharding.make_mesh(jax.devices()[:devices], fsdp=fsdp)
+  assert_same_gradients(reference_gradients, gradients(config, mesh, digits))
+
+
+def test_split_parameters_train_alike(config, digits, mesh8, monkeypatch):
+  """Eight steps of the whole optimizer, split eight ways and not: the same losses and averages; large arrays are split, and stay so."""
+  whole = run(config, mesh8, batches(digits, 8), *set_up(config, mesh8))
+  monkeypatch.setattr(sharding, "SMALLEST_SPLIT", 64)
+  mesh = sharding.make_mesh(jax.devices()[:8], fsdp=8)
+  split = run(config, mesh, batches(digits, 8), *set_up(config, mesh))
+  np.testing.assert_allclose(split[0], whole[0], rtol=1e-4)
+  for tree in (split[2].params, split[2].ema, split[2].opt_state):
+    for leaf in jax.tree.leaves(tree):
+      large = leaf.size >= 64 and any(n % 8 == 0 for n in leaf.shape)
+      assert leaf.sharding.is_fully_replicated != large
+      assert leaf.addressable_shards[0].data.size == leaf.size // (8 if large else 1)
+  compare = lambda a, b: np.testing.assert_allclose(np.asarray(a), np.asarray(b), atol=2e-3)
+  jax.tree.map(compare, split[2].ema, whole[2].ema)
+
+
+def test_a_second_compilation_is_noticed(config, digits, mesh1):
+  """A batch of another shape makes the step compile again, which warns: an error in tests, where warnings are."""
+  model, optimizer, state = set_up(config, mesh1)
+  step = train_step.TrainStep(config, model=model, optimizer=optimizer, mesh=mesh1, state=state)
+  batch = batches(digits, 1)[0]
+  state, _ = step(state, batch)
+  state, _ = step(state, batch)
+  with pytest.raises(RuntimeWarning, match="compiled again"):
+    step(state, {name: value[:8] for name, value in batch.items()})
+
+
+def test_dropout_masks_differ_between_micro_batches_and_steps(config, digits, mesh1):
+  """Network dropout draws anew for each (micro-)batch: the same rows under another first index have another loss."""
+  config.model.dropout = 0.5
+  config.optimizer.learning_rate = 0.0
+  batch = batches(digits, 1)[0]
+  first = {name: value[:8] for name, value in batch.items()}
+  order = np.array([1, 0, *range(2, 8)])
+  swapped = {name: value[order] for name, value in first.items()}
+  losses = run(config, mesh1, [first, first, swapped], *set_up(config, mesh1))[0]
+  assert losses[0] == losses[1] and abs(losses[0] - losses[2]) > 1e-5
 
 
 def test_loss_does_not_depend_on_the_order_of_rows(config, digits, mesh1):

@@ -1,0 +1,61 @@
+"""Does --mode=dry_run tell the memory that a training step takes? python benchmarks/step_memory.py
+
+Compiles the step of a sibling of imagenet64 (a third of its width, float32, one device), then runs it and compares the
+predicted peak with the rise of the process's peak resident memory since compilation. Linux only. Prints JSON.
+"""
+
+import json
+import pathlib
+import resource
+import sys
+
+import numpy as np
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
+
+from cfg import runtime  # noqa: E402
+
+
+def resident(field):
+  """VmRSS or VmHWM of this process in bytes."""
+  lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+  return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+
+
+def main(batch_size=16, ch=64):
+  runtime.start(cpu_devices=1)
+  import jax
+
+  from cfg import dry_run, optim, sharding, train_step
+  from cfg.models import unet
+  from configs import imagenet64
+
+  config = imagenet64.get_config()
+  config.model.update(ch=ch, emb_ch=4 * ch, head_dim=32, dtype="float32", dropout=0.0)
+  config.train.update(batch_size=batch_size, accumulate=1)
+  mesh = sharding.make_mesh(jax.devices()[:1])
+  model = unet.from_config(config.model, num_classes=1000, image_shape=(64, 64, 3))
+  predicted = dry_run.Costs(config, model=model, image_shape=(64, 64, 3), mesh=mesh).measure(batch_size)
+  optimizer = optim.make_optimizer(**config.optimizer)
+
+  # an update at another batch size first: everything that a process allocates once is allocated
+  step = train_step.TrainStep(config, model=model, optimizer=optimizer, mesh=mesh, state=jax.eval_shape(
+    train_step.state_init(config, model=model, optimizer=optimizer, image_shape=(64, 64, 3)), jax.random.key(0)))
+  batch = {"image": np.zeros((batch_size, 64, 64, 3), np.uint8), "label": np.zeros(batch_size, np.int32), "index": np.arange(batch_size, dtype=np.uint32)}
+  shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), batch)
+  state_shapes = jax.eval_shape(train_step.state_init(config, model=model, optimizer=optimizer, image_shape=(64, 64, 3)), jax.random.key(0))
+  step.compile(state_shapes, shapes)
+  before = resident("VmRSS")
+  pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+  state = train_step.make_state(config, model=model, optimizer=optimizer, image_shape=(64, 64, 3), mesh=mesh)
+  state, metrics = step(state, batch)
+  jax.block_until_ready(state)
+  risen = resident("VmHWM") - before
+  print(json.dumps({
+    "predicted_peak_gb": predicted["peak"] / 1e9, "peak_rss_rise_gb": risen / 1e9, "ratio": predicted["peak"] / risen,
+    "process_peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, "loss": float(metrics["loss"]),
+  }))
+
+
+if __name__ == "__main__":
+  main(*(int(argument) for argument in sys.argv[1:]))
