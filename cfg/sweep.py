@@ -124,9 +124,9 @@ def fingerprint(about):
 
 
 def read_row(folder, w):
-  """The finished row of strength w, or None."""
+  """The finished row of strength w, or None; without its pictures it is not finished."""
   path = folder / f"{report.strength_name(w)}.json"
-  return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+  return json.loads(path.read_text(encoding="utf-8")) if path.exists() and path.with_suffix(".npz").exists() else None
 
 
 def measure_references(judge, *, dataset, batch_size):

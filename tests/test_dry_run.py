@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cfg import dry_run, flops, optim, sharding, train_step
 from cfg import config as config_lib
+from cfg import dry_run, flops, optim, sharding, train_step
 from cfg.errors import UserError
 from cfg.models import unet
 from configs import cifar10, imagenet64, imagenet64_12gb, imagenet128

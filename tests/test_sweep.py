@@ -82,12 +82,13 @@ def test_a_finished_sweep_draws_nothing(done, digits, mesh1, monkeypatch):
   assert sweep.sweep(small_config(), dataset=digits, mesh=mesh1, workdir=workdir) == content
 
 
-def test_a_lost_row_comes_back_the_same(done, digits, mesh1):
+@pytest.mark.parametrize("lost", ["w1.json", "w1.npz"])
+def test_a_lost_row_comes_back_the_same(done, digits, mesh1, lost):
   """One strength recomputed in batches of another size: the same samples, at most a grey level apart, so the same row nearly."""
   workdir, content, _ = done
   folder = next((workdir / "sweep").iterdir())
   before = np.load(folder / "w1.npz")["images"].astype(int)
-  (folder / "w1.json").unlink()
+  (folder / lost).unlink()
   config = small_config()
   config.sweep.batch_size = 25
   again = sweep.sweep(config, dataset=digits, mesh=mesh1, workdir=workdir)

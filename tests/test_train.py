@@ -203,3 +203,12 @@ def test_heldout_levels_cover_the_schedule(config, mesh1):
   assert errors.shape == (30, 4, 2)
   np.testing.assert_allclose(errors.mean(axis=0), 1.0, atol=0.15)
   np.testing.assert_array_equal(errors[..., 0], errors[..., 1])
+
+
+def test_previews_without_label_dropout(config, digits, mesh1, tmp_path):
+  """With p_uncond = 0 there is nothing to mix: the preview shows w = 0, even if the config names other strengths alone."""
+  config.train.p_uncond, config.preview.w = 0.0, (1.0, 2.0)
+  config.preview.update(num_classes=2, num_per_class=1)
+  model, _, state = set_up(config, mesh1)
+  sheet = watch.Watcher(config, model=model, dataset=digits, mesh=mesh1, workdir=tmp_path).preview(state.params, 1)
+  assert sheet.ndim == 3 and (tmp_path / "previews" / "step_00000001.png").exists()

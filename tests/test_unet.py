@@ -110,6 +110,18 @@ def test_bfloat16_compute_keeps_float32_ends(grown, inputs):
   assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
 
 
+def test_bfloat16_normalises_in_float32():
+  """A norm of bf16 activations far from zero is right to bf16's rounding of its result: its sums are not bf16's."""
+  x = (100 + jax.random.normal(jax.random.key(0), (2, 8, 8, 8))).astype(jnp.bfloat16)
+  block = unet.UNet(**SMALL, dtype="bfloat16")
+  norm = jax.jit(lambda x: block.bind({"params": {"n": {"scale": jnp.ones(8), "bias": jnp.zeros(8)}}}).norm("n")(x))
+  exact = np.asarray(x, np.float64).reshape(2, 64, 4, 2)
+  exact = (exact - exact.mean(axis=(1, 3), keepdims=True)) / exact.std(axis=(1, 3), keepdims=True)
+  out = norm(x)
+  assert out.dtype == jnp.bfloat16
+  np.testing.assert_allclose(np.asarray(out, np.float64).reshape(exact.shape), exact, atol=0.02, rtol=0.01)
+
+
 def test_dropout_needs_its_key(grown, inputs):
   """Network dropout acts with a dropout_key and not without."""
   model = unet.UNet(**SMALL, dropout=0.5)

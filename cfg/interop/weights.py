@@ -12,8 +12,8 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from cfg import files
 from cfg import config as config_lib
+from cfg import files
 from cfg.errors import UserError
 
 FORMAT = "cfg-1"
