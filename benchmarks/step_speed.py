@@ -1,8 +1,8 @@
-"""Forward pass and training step beside a PyTorch U-Net of the same shape: python benchmarks/step_speed.py
+"""Forward pass and training step beside a PyTorch U-Net of the same shape: python benchmarks/step_speed.py [SIZE ...]
 
-float32, two threads, one machine, one run. Each size runs in turns: a process of cfg (with one and with two virtual
-devices), a process of PyTorch (eager, channels-last, torch.compile, both), twice; the best median of each counts.
-Needs: pip install torch==2.13.0. Prints a table, and writes benchmarks/results/step_speed.json.
+float32, two threads, one machine, one run. At each size every variant runs in a process of its own, in turn: cfg with one
+and with two virtual devices; PyTorch eager, channels-last, under torch.compile, and both. ROUNDS=2 goes round twice; the best
+median of each variant counts. Needs: pip install torch==2.13.0. Prints a table; about 5 minutes a size and round.
 
 The training step is the whole of it: loss, gradients, clipping, Adam, one EMA.
 """
@@ -133,7 +133,7 @@ def main(sizes):
   results = {}
   for size in sizes:
     found = results[size] = {}
-    for _ in range(2):
+    for _ in range(int(os.environ.get("ROUNDS", "1"))):
       for variant in VARIANTS:
         one = measure(size, variant)
         best = found.setdefault(variant, one)
@@ -148,9 +148,6 @@ def main(sizes):
       cell = lambda b: f"{b[0] * 1e3:.1f} ms ({b[1].partition(', ')[2] or 'eager'})"
       count = next(iter(found.values()))["parameters"]
       print(f"| {size} | {SIZES[size]['batch']} | {count:,} | {what} | {cell(ours)} | {cell(theirs)} | **{theirs[0] / ours[0]:.2f}** |")
-  out = HERE / "results"
-  out.mkdir(exist_ok=True)
-  (out / "step_speed.json").write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -92,7 +92,7 @@ def start_devices(config):
 
   from cfg import runtime
 
-  runtime.start(cpu_devices=config.cpu_devices, distributed=DISTRIBUTED.value)
+  runtime.start(cpu_devices=config.cpu_devices, recompute=config.model.remat, distributed=DISTRIBUTED.value)
   hosts = f" on {jax.process_count()} hosts" if jax.process_count() > 1 else ""
   log.info("%d devices%s: %s", jax.device_count(), hosts, jax.devices()[0].device_kind)
 

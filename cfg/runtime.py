@@ -7,19 +7,23 @@ import platform
 
 import jax
 
-# XLA's other scheduler runs recomputation early: it takes half as much memory again, and
-# makes remat useless, for no speed that could be measured here (benchmarks/README.md)
-CPU_FLAGS = "--xla_cpu_scheduler_type=CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"
+# a training step takes two thirds of the memory that it takes under XLA's default scheduler, for
+# no speed that could be measured; but it undoes recomputation (benchmarks/README.md, Memory)
+CPU_SCHEDULER = "--xla_cpu_scheduler_type=CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"
+# since when the default scheduler puts off recomputation until it is needed
+LATE_RECOMPUTATION = (0, 11)
 
 
-def start(*, cpu_devices, distributed=False):
+def start(*, cpu_devices, recompute=False, distributed=False):
   """Where jax finds only a CPU, give it so many virtual devices; keep compiled programs for the next run.
 
-  With `distributed`, join the other processes of a TPU slice, a SLURM job or an MPI run, as jax finds them. What is already set in XLA_FLAGS or JAX_COMPILATION_CACHE_DIR stays.
+  With `recompute` (model.remat) a CPU's scheduler is the one that lets recomputation save memory.
+  With `distributed`, join the other processes of a TPU slice, a SLURM job or an MPI run, as jax finds
+  them. What is already set in XLA_FLAGS or JAX_COMPILATION_CACHE_DIR stays.
   """
   flags = os.environ.get("XLA_FLAGS", "")
-  if "xla_cpu_scheduler_type" not in flags:
-    os.environ["XLA_FLAGS"] = f"{flags} {CPU_FLAGS}".strip()
+  if "xla_cpu_scheduler_type" not in flags and not (recompute and jax.__version_info__ >= LATE_RECOMPUTATION):
+    os.environ["XLA_FLAGS"] = f"{flags} {CPU_SCHEDULER}".strip()
   if "xla_force_host_platform_device_count" not in flags:
     jax.config.update("jax_num_cpu_devices", cpu_devices)
   if jax.config.jax_compilation_cache_dir is None:

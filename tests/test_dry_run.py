@@ -81,8 +81,9 @@ def test_count_by_kind():
 
 
 @pytest.mark.parametrize("fsdp, accumulate", [(1, 1), (4, 1), (4, 2)])
-def test_state_bytes_are_exact(config, fsdp, accumulate):
+def test_state_bytes_are_exact(config, monkeypatch, fsdp, accumulate):
   """What is told for each part is what its arrays take on one device, split or not."""
+  monkeypatch.setattr(sharding, "SMALLEST_SPLIT", 1024)
   config.model.update(ch=32, emb_ch=64, norm_groups=8)
   config.train.update(fsdp=fsdp, accumulate=accumulate, ema_decays=(0.9, 0.99))
   mesh = sharding.make_mesh(jax.devices()[:8], fsdp=fsdp)
@@ -99,23 +100,21 @@ def test_state_bytes_are_exact(config, fsdp, accumulate):
   assert told["accumulator"] == (total if accumulate > 1 else 0)
   assert told["gradients"] == total - 4  # the total's loss
   whole = sum(leaf.nbytes for leaf in jax.tree.leaves(state.params))
-  assert told["parameters"] == whole if fsdp == 1 else told["parameters"] < 0.4 * whole
+  assert whole / fsdp <= told["parameters"] <= (whole if fsdp == 1 else 0.4 * whole)
 
 
-def test_memory_falls_with_micro_batches_remat_and_splitting(config, mesh8):
-  """A smaller micro-batch, recomputation, and split parameters each lower the compiled peak of a step."""
+def test_memory_falls_with_micro_batches_and_splitting(config, mesh8):
+  """A smaller micro-batch and split parameters each lower the compiled peak of a step."""
   config.model.update(ch=32, emb_ch=64, norm_groups=8, num_res_blocks=2)
   config.train.batch_size = 256
 
-  def peak(mesh, remat=False, **train):
+  def peak(mesh, **train):
     config.train.update(train)
-    config.model.remat = remat
     model = unet.from_config(config.model, num_classes=10, image_shape=(8, 8, 1))
     costs = dry_run.Costs(config, model=model, image_shape=(8, 8, 1), mesh=mesh)
     return costs.measure(config.train.batch_size // (mesh.size * config.train.accumulate))["peak"]
 
   plain = peak(mesh8)
-  assert peak(mesh8, remat=True) < 0.9 * plain
   assert peak(mesh8, accumulate=4) < 0.6 * plain
   assert peak(sharding.make_mesh(jax.devices()[:8], fsdp=8), accumulate=1) < 0.95 * plain
 
@@ -167,7 +166,7 @@ def test_the_command_prints_a_table(tmp_path):
   narrow = ["--config.model.ch=32", "--config.model.emb_ch=64", "--config.model.num_res_blocks=1", "--config.model.ch_mult=(1,2)"]
   done = run(
     "--config=configs/imagenet64.py:p_uncond=0.2", "--mode=dry_run", "--memory_gb=0.5", "--config.train.batch_size=32", "--config.train.accumulate=2",
-    "--config.cpu_devices=2", "--config.train.fsdp=2", "--config.model.attn_resolutions=(32,)", f"--workdir={tmp_path / 'none'}", *narrow,
+    "--config.cpu_devices=2", "--config.train.fsdp=2", "--config.model.attn_resolutions=(32,)", "--config.model.head_dim=32", f"--workdir={tmp_path / 'none'}", *narrow,
   )
   assert done.returncode == 0, done.stderr
   for text in ("2 of cpu (cpu), parameters split over 2", "32 = 2 devices x 2 micro-batches x 8 images", "FLOP forward", "estimates for other chips"):

@@ -5,20 +5,22 @@ import pathlib
 import subprocess
 import sys
 
+import jax
+
 ROOT = pathlib.Path(__file__).parent.parent
 CODE = """
 from cfg import runtime
-runtime.start(cpu_devices=3)
+runtime.start(cpu_devices=3, recompute={recompute})
 import jax, os
 jax.jit(lambda x: x @ x + 1)(jax.numpy.ones((8, 8))).block_until_ready()
-print(jax.device_count(), os.environ["XLA_FLAGS"], jax.config.jax_compilation_cache_dir, sep="|")
+print(jax.device_count(), os.environ.get("XLA_FLAGS", ""), jax.config.jax_compilation_cache_dir, sep="|")
 """
 
 
-def start(**env):
+def start(recompute=False, **env):
   """What a fresh process sees after runtime.start: [devices, flags, cache]."""
   kept = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR")}
-  done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, cwd=ROOT, env={**kept, **env}, check=True)
+  done = subprocess.run([sys.executable, "-c", CODE.format(recompute=recompute)], capture_output=True, text=True, cwd=ROOT, env={**kept, **env}, check=True)
   return done.stdout.strip().split("|")
 
 
@@ -27,6 +29,8 @@ def test_defaults_and_what_the_user_set(tmp_path):
   devices, flags, cache = start(XDG_CACHE_HOME=str(tmp_path), JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0")
   assert devices == "3" and flags == "--xla_cpu_scheduler_type=CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"
   assert pathlib.Path(cache).parent == tmp_path / "cfg" and any(pathlib.Path(cache).iterdir())
+  _, flags, _ = start(recompute=True, XDG_CACHE_HOME=str(tmp_path))
+  assert (flags == "") == (jax.__version_info__ >= (0, 11))
   mine = "--xla_force_host_platform_device_count=2 --xla_cpu_scheduler_type=CPU_SCHEDULER_TYPE_CONCURRENCY_OPTIMIZED"
   devices, flags, cache = start(XLA_FLAGS=mine, JAX_COMPILATION_CACHE_DIR=str(tmp_path / "own"))
   assert devices == "2" and flags == mine and cache == str(tmp_path / "own")
