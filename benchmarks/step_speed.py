@@ -38,12 +38,11 @@ def median_seconds(call):
   return statistics.median(times)
 
 
-def run_cfg(size, devices):
-  """{"forward", "step", "parameters"} of this project."""
+def set_up(size, devices):
+  """(mesh, model, state, TrainStep, a batch) of this project; call it before jax is started."""
   from cfg import runtime
 
   runtime.start(cpu_devices=devices)
-  import jax
   import numpy as np
 
   from cfg import optim, sharding, train_step
@@ -59,11 +58,22 @@ def run_cfg(size, devices):
   optimizer = optim.make_optimizer(**config.optimizer)
   state = train_step.make_state(config, model=model, optimizer=optimizer, image_shape=shape, mesh=mesh)
   step = train_step.TrainStep(config, model=model, optimizer=optimizer, mesh=mesh, state=state)
-  rng = np.random.default_rng(0)
-  rows = {"image": rng.integers(0, 256, (batch, *shape), np.uint8), "label": np.zeros(batch, np.int32), "index": np.arange(batch, dtype=np.uint32)}
+  images = np.random.default_rng(0).integers(0, 256, (batch, *shape), np.uint8)
+  return mesh, model, state, step, {"image": images, "label": np.zeros(batch, np.int32), "index": np.arange(batch, dtype=np.uint32)}
+
+
+def run_cfg(size, devices):
+  """{"forward", "step", "parameters"} of this project."""
+  mesh, model, state, step, rows = set_up(size, devices)
+  import jax
+  import numpy as np
+
+  from cfg import sharding
+  from cfg.models import unet
+
   whole, split = sharding.replicated(mesh), sharding.batch_sharding(mesh)
   forward = jax.jit(lambda p, *z: unet.make_eps_fn(model, p)(*z), in_shardings=(whole, split, split, split), out_shardings=split)
-  inputs = sharding.put_batch(mesh, (rng.normal(size=(batch, *shape)).astype(np.float32), np.zeros(batch, np.float32), rows["label"]))
+  inputs = sharding.put_batch(mesh, (rows["image"] / np.float32(127.5) - 1, np.zeros(len(rows["label"]), np.float32), rows["label"]))
   result = {"parameters": unet.num_params(state.params), "forward": median_seconds(lambda: jax.block_until_ready(forward(state.params, *inputs)))}
 
   def update():

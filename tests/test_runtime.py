@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import jax
+import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 CODE = """
@@ -24,6 +25,7 @@ def start(recompute=False, **env):
   return done.stdout.strip().split("|")
 
 
+@pytest.mark.smoke
 def test_defaults_and_what_the_user_set(tmp_path):
   """So many devices, the scheduler that saves memory, a cache in the user's folder with programs in it; the user's settings stay."""
   devices, flags, cache = start(XDG_CACHE_HOME=str(tmp_path), JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0")

@@ -119,6 +119,15 @@ def test_a_dict_inside_itself_ends():
   assert list(pickles.find_arrays(loop, float).values()) == [1.5]
 
 
+def test_names_have_a_limit():
+  """Dicts nested ever deeper, whose names would take quadratic time, are refused."""
+  deep = {}
+  for _ in range(10_000):
+    deep = {"a": deep}
+  with pytest.raises(pickles.Refused, match="4,096 characters, a.a.a"):
+    pickles.find_arrays(deep, float)
+
+
 def rewrite(source, target, *, change):
   """Copy a zip, its parts passed through `change(name, bytes)`."""
   with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:

@@ -114,6 +114,15 @@ def test_split_parameters_have_the_same_gradient(config, digits, reference_gradi
   assert_same_gradients(reference_gradients, gradients(config, mesh, digits))
 
 
+def test_what_is_split_where():
+  """The largest dimension that divides, the last of equal ones; small arrays and odd ones whole; without fsdp all."""
+  shapes = [(3, 3, 64, 256), (512, 128), (256, 256), (3, 3, 4, 4), (7, 5, 1001), (6, 3000)]
+  tree = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+  axes = lambda fsdp: [list(s.spec).index("fsdp") if "fsdp" in s.spec else None for s in sharding.by_shape(sharding.make_mesh(jax.devices()[:8], fsdp=fsdp), tree)]
+  assert axes(4) == [3, 0, 1, None, None, 1]
+  assert axes(1) == [None] * 6
+
+
 def test_split_parameters_train_alike(config, digits, mesh8, monkeypatch):
   """Eight steps of the whole optimizer, split eight ways and not: the same losses and averages; large arrays are split, and stay so."""
   whole = run(config, mesh8, batches(digits, 8), *set_up(config, mesh8))

@@ -12,6 +12,7 @@ import pickletools
 from cfg.errors import UserError
 
 MAX_OPCODES = 5_000_000
+MAX_NAME = 4096  # of an array, its dicts' keys joined
 
 CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 NUMBERS_AND_TEXT = {
@@ -209,10 +210,15 @@ def find_arrays(tree, kind, *, prefix="", separator="."):
   """{"model.conv.weight": leaf} for the leaves of type `kind` in nested dicts; others are left out.
 
   A dict that is there more than once, or inside itself, is entered once.
+
+  Raises:
+    Refused: a name of more than MAX_NAME characters.
   """
   found, pending, seen = {}, collections.deque([(prefix, tree)]), set()
   while pending:
     name, node = pending.popleft()
+    if len(name) > MAX_NAME:
+      raise Refused(f"it names something with more than {MAX_NAME:,} characters, {name[:40]}...")
     if isinstance(node, dict):
       if id(node) in seen:
         continue
