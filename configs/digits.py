@@ -24,6 +24,7 @@ def get_config():
     name="digits",
     path="",
     resolution=8,  # side of the images of a folder; the digits have 8
+    recipe="area",  # how a folder's images are made square: "area" (the paper's), "adm" or "edm" (cfg.data.recipes)
     num_classes=0,  # 0: as many as there are; otherwise it must agree. The synthetic images have so many
     num_images=0,  # of the synthetic images
     heldout_fraction=0.2,

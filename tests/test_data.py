@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cfg.data import pipeline, sources
+from cfg.data import pipeline, recipes, sources
 from cfg.errors import UserError
 
 
@@ -94,29 +94,6 @@ def test_every_nth_is_evenly_spaced(digits):
   assert pipeline.every_nth(digits.heldout, most=0) is digits.heldout
 
 
-def test_area_resize_is_the_mean_of_the_area():
-  """Integer factors: block means, as Pillow's box filter; other factors keep constants and the mean."""
-  image = np.random.default_rng(0).integers(0, 256, (12, 12, 3), np.uint8)
-  small = sources.area_resize(image, 4)
-  blocks = image.reshape(4, 3, 4, 3, 3).mean(axis=(1, 3))
-  assert np.abs(small - blocks).max() <= 0.5
-  pillow = np.asarray(Image.fromarray(image).resize((4, 4), Image.Resampling.BOX)).astype(int)
-  assert np.abs(small.astype(int) - pillow).max() <= 1
-  odd = sources.area_resize(image, 5)
-  assert abs(odd.mean() - image.mean()) < 0.5
-  # 12 -> 5: the first output pixel covers 2.4 input pixels each way
-  weight = np.array([1, 1, 0.4]) / 2.4
-  np.testing.assert_allclose(odd[0, 0], np.einsum("i,j,ijc->c", weight, weight, image[:3, :3]), atol=0.51)
-  assert np.all(sources.area_resize(np.full((7, 7, 1), 93, np.uint8), 3) == 93)
-
-
-def test_centre_square():
-  """The middle of the long side."""
-  image = np.arange(4 * 10).reshape(4, 10, 1)
-  np.testing.assert_array_equal(sources.centre_square(image), image[:, 3:7])
-  np.testing.assert_array_equal(sources.centre_square(image.transpose(1, 0, 2)), image.transpose(1, 0, 2)[3:7])
-
-
 @pytest.fixture
 def folder(tmp_path, config):
   """Two classes of five pictures, PNG and JPEG, colour and grey; returns (path, load)."""
@@ -147,6 +124,20 @@ def test_folder_of_class_folders(folder):
     assert data.train.paths[i].parent.name == data.class_names[example["label"]]
   batch = next(pipeline.train_stream(data.train, batch_size=4, seed=0, start_step=0, num_steps=1))
   assert batch["image"].shape == (4, 8, 8, 3)
+
+
+def test_a_folder_follows_its_recipe(folder):
+  """Each recipe gives its own images, those of data.recipes; an unknown one is answered with the known."""
+  _, load = folder
+  found = {}
+  for name, recipe in recipes.RECIPES.items():
+    source = load(recipe=name).train
+    found[name] = source[0]["image"]
+    with Image.open(source.paths[0]) as image:
+      np.testing.assert_array_equal(found[name], recipe(np.asarray(image.convert("RGB")), 8))
+  assert not np.array_equal(found["area"], found["adm"]) and not np.array_equal(found["adm"], found["edm"])
+  with pytest.raises(UserError, match="data.recipe is 'are'.*did you mean 'area'"):
+    load(recipe="are")
 
 
 def test_folder_errors_name_the_place(folder, tmp_path_factory):

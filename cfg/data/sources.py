@@ -1,7 +1,6 @@
 """Labelled image sets with random access: the embedded digits, any folder of class sub-folders, synthetic images."""
 
 import dataclasses
-import functools
 import pathlib
 from collections.abc import Sequence
 from typing import Protocol
@@ -9,6 +8,7 @@ from typing import Protocol
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from cfg.data.recipes import RECIPES
 from cfg.errors import UserError, nearest
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -53,17 +53,18 @@ class ArraySource:
 
 @dataclasses.dataclass(frozen=True)
 class FileSource:
-  """Images in files: centre square, area-averaged to `resolution`."""
+  """Images in files, made `resolution` square by one of data.recipes."""
 
   paths: Sequence[pathlib.Path]
   labels: np.ndarray
   resolution: int
+  recipe: str
 
   def __len__(self):
     return len(self.labels)
 
   def __getitem__(self, i):
-    return {"image": read_image(self.paths[i], resolution=self.resolution), "label": self.labels[i]}
+    return {"image": read_image(self.paths[i], resolution=self.resolution, recipe=self.recipe), "label": self.labels[i]}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,6 +154,8 @@ def folder(config):
     raise UserError("data.name is 'folder' but data.path is empty: give --config.data.path=DIR, a folder of class sub-folders.")
   if config.resolution < 1:
     raise UserError(f"data.resolution is {config.resolution}: give the side of the training images in pixels, --config.data.resolution=64 for example.")
+  if config.recipe not in RECIPES:
+    raise UserError(f"data.recipe is {config.recipe!r}: {nearest(config.recipe, RECIPES)}")
   root = pathlib.Path(config.path).expanduser()
   if not root.is_dir():
     raise UserError(f"data.path {str(root)!r} is not a folder: it must hold one sub-folder of images per class.")
@@ -175,7 +178,7 @@ def folder(config):
 
   labels = np.asarray(labels, np.int32)
   train, heldout = split(labels, fraction=config.heldout_fraction, seed=config.split_seed)
-  pick = lambda rows: FileSource([paths[i] for i in rows], labels[rows], config.resolution)
+  pick = lambda rows: FileSource([paths[i] for i in rows], labels[rows], config.resolution, config.recipe)
   return Dataset(
     name=root.resolve().name,
     train=pick(train),
@@ -211,43 +214,18 @@ def check_header(path):
     raise _unreadable(path, e) from e
 
 
-def read_image(path, *, resolution):
-  """Decode to RGB, cut the centre square of the short side, area-average; uint8 [resolution, resolution, 3].
+def read_image(path, *, resolution, recipe):
+  """Decode to RGB and follow a recipe (data.recipes, by name): uint8 [resolution, resolution, 3].
 
-  The result is rounded to the nearest grey level. Raises UserError that names the file.
+  Raises UserError that names the file.
   """
   try:
     with Image.open(path) as image:
       image = np.asarray(image.convert("RGB"))
   except (UnidentifiedImageError, OSError, ValueError) as e:
     raise _unreadable(path, e) from e
-  return area_resize(centre_square(image), resolution)
+  return RECIPES[recipe](image, resolution)
 
 
 def _unreadable(path, error):
   return UserError(f"cannot read the image {str(path)!r} ({error}). Replace or remove the file and run again.")
-
-
-def centre_square(image):
-  """The centre square of [H,W,C], its side the short one (odd remainders go to the lower right)."""
-  height, width = image.shape[:2]
-  side = min(height, width)
-  top, left = (height - side) // 2, (width - side) // 2
-  return image[top : top + side, left : left + side]
-
-
-@functools.lru_cache(maxsize=64)
-def _area_weights(size_in, size_out):
-  """[size_out, size_in]: the share of each input cell in each output cell's interval; rows sum to 1."""
-  edges = np.arange(size_out + 1) * (size_in / size_out)
-  cells = np.arange(size_in)
-  overlap = np.minimum(edges[1:, None], cells + 1) - np.maximum(edges[:-1, None], cells)
-  return np.clip(overlap, 0, None) * (size_out / size_in)
-
-
-def area_resize(image, size):
-  """Mean of the input over each output pixel's area (as TensorFlow's `area`), rounded to uint8."""
-  rows = _area_weights(image.shape[0], size)
-  cols = _area_weights(image.shape[1], size)
-  mean = np.einsum("ih,hwc,jw->ijc", rows, image.astype(np.float64), cols, optimize=True)
-  return np.clip(np.rint(mean), 0, 255).astype(np.uint8)

@@ -133,7 +133,7 @@ def make_config(model, facts):
     "seed": 0,
     "cpu_devices": 2,
     "data": {
-      "name": "folder", "path": "", "resolution": facts.image_size, "num_classes": max(model["class_rows"], 1), "num_images": 0,
+      "name": "folder", "path": "", "resolution": facts.image_size, "recipe": "adm", "num_classes": max(model["class_rows"], 1), "num_images": 0,
       "heldout_fraction": 0.04, "split_seed": 0,
     },
     "model": model,
