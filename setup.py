@@ -19,6 +19,7 @@ setup(
   python_requires=">=3.11",
   install_requires=[
     "absl-py>=2.1",
+    "array_record>=0.8,<1",
     "clu>=0.0.12",
     "flax>=0.12,<0.13",
     "grain>=0.2.12,<0.3",

@@ -19,7 +19,8 @@ def get_config():
   # virtual devices where there is only a CPU: XLA is quicker with one per core
   config.cpu_devices = 2
 
-  # "digits"; "folder": `path` holds a sub-folder of images per class; "synthetic": made-up images, to try things
+  # "digits"; "folder": `path` holds a sub-folder of images per class; "prepared": `path` is what python -m
+  # cfg.data.prepare made; "synthetic": made-up images, to try things
   config.data = section(dict(
     name="digits",
     path="",

@@ -20,6 +20,7 @@ LEVELS = [
 HOMES = {
   "orbax": {"checkpoint"},
   "grain": {"data"},
+  "array_record": {"data"},
   "optax": {"optim", "train_step", "evaluation"},
   "flax": {"models", "train_state"},
   "absl": {"main"},

@@ -8,6 +8,7 @@ content and order of global batches do not depend on the number of hosts.
 import grain
 import numpy as np
 
+from cfg.data.sources import Rows
 from cfg.errors import UserError
 
 
@@ -79,21 +80,8 @@ def epoch_batches(source, *, batch_size):
     yield batch, min(batch_size, len(source) - first)
 
 
-class _Rows:
-  """Chosen rows of a source."""
-
-  def __init__(self, source, rows):
-    self._source, self._rows = source, rows
-
-  def __len__(self):
-    return len(self._rows)
-
-  def __getitem__(self, i):
-    return self._source[int(self._rows[i])]
-
-
 def every_nth(source, *, most):
   """At most `most` examples of `source`, evenly spaced; 0 or None for all."""
   if not most or most >= len(source):
     return source
-  return _Rows(source, np.linspace(0, len(source) - 1, most).round().astype(int))
+  return Rows(source, np.linspace(0, len(source) - 1, most).round().astype(int))

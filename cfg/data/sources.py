@@ -1,4 +1,4 @@
-"""Labelled image sets with random access: the embedded digits, any folder of class sub-folders, synthetic images."""
+"""Labelled image sets with random access: the digits, folders of class sub-folders, prepared data sets, synthetic images."""
 
 import dataclasses
 import pathlib
@@ -6,12 +6,10 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
+from cfg.data import decode, records
 from cfg.data.recipes import RECIPES
 from cfg.errors import UserError, nearest
-
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
 class Source(Protocol):
@@ -68,6 +66,20 @@ class FileSource:
 
 
 @dataclasses.dataclass(frozen=True)
+class Rows:
+  """Chosen rows of a source."""
+
+  source: Source
+  rows: np.ndarray
+
+  def __len__(self):
+    return len(self.rows)
+
+  def __getitem__(self, i):
+    return self.source[int(self.rows[i])]
+
+
+@dataclasses.dataclass(frozen=True)
 class SyntheticSource:
   """Images that need no file: coarse random squares tinted by their class. Example i is a function of (seed, i)."""
 
@@ -93,7 +105,7 @@ def load(config):
   Raises:
     UserError: an unknown name, or a folder that cannot be used.
   """
-  makers = {"digits": digits, "folder": folder, "synthetic": synthetic}
+  makers = {"digits": digits, "folder": folder, "prepared": prepared, "synthetic": synthetic}
   if config.name not in makers:
     raise UserError(f"data.name is {config.name!r}: {nearest(config.name, makers)}")
   dataset = makers[config.name](config)
@@ -107,7 +119,7 @@ def load(config):
 
 def shape(config):
   """(num_classes, image_shape) of what `load` would give, without reading images where the config tells."""
-  if config.name in ("folder", "synthetic") and config.num_classes:
+  if config.name in ("folder", "prepared", "synthetic") and config.num_classes:
     return config.num_classes, (config.resolution, config.resolution, 3)
   dataset = load(config)
   return dataset.num_classes, dataset.image_shape
@@ -165,14 +177,14 @@ def folder(config):
 
   paths, labels = [], []
   for label, class_dir in enumerate(class_dirs):
-    files = sorted(f for f in class_dir.rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES)
+    files = sorted(f for f in class_dir.rglob("*") if f.suffix.lower() in decode.IMAGE_SUFFIXES)
     if len(files) < 2:
       raise UserError(
-        f"class folder {str(class_dir)!r} has {len(files)} images ({', '.join(IMAGE_SUFFIXES)}): "
+        f"class folder {str(class_dir)!r} has {len(files)} images ({', '.join(decode.IMAGE_SUFFIXES)}): "
         "at least 2 are needed, one to train on and one to hold out. Add images or remove the folder."
       )
     for file in files:
-      check_header(file)
+      decode.check_header(file)
     paths += files
     labels += [label] * len(files)
 
@@ -186,6 +198,23 @@ def folder(config):
     class_names=tuple(d.name for d in class_dirs),
     image_shape=(config.resolution, config.resolution, 3),
   )
+
+
+def prepared(config):
+  """What python -m cfg.data.prepare made in `path`; a part of it is held out where it has no split for that."""
+  if not config.path:
+    raise UserError("data.name is 'prepared' but data.path is empty: give --config.data.path=DIR, which python -m cfg.data.prepare made.")
+  manifest = records.read_manifest(config.path)
+  side = manifest["image_shape"][0]
+  if config.resolution != side:
+    raise UserError(f"data.resolution is {config.resolution}, but {config.path!r} was prepared at {side}: set --config.data.resolution={side}, or prepare it again.")
+  open_split = lambda name: records.open_split(config.path, manifest, name)
+  whole, others = open_split("train"), [name for name in manifest["splits"] if name != "train"]
+  if others:
+    train, heldout = whole, open_split(others[0])
+  else:
+    train, heldout = (Rows(whole, rows) for rows in split(whole.labels, fraction=config.heldout_fraction, seed=config.split_seed))
+  return Dataset(manifest["name"], train, heldout, tuple(manifest["class_names"]), tuple(manifest["image_shape"]))
 
 
 def split(labels, *, fraction, seed):
@@ -205,27 +234,9 @@ def split(labels, *, fraction, seed):
   return np.setdiff1d(np.arange(len(labels)), heldout), heldout
 
 
-def check_header(path):
-  """Raise UserError unless Pillow knows the file as an image; its pixels are not decoded."""
-  try:
-    with Image.open(path):
-      pass
-  except (UnidentifiedImageError, OSError) as e:
-    raise _unreadable(path, e) from e
-
-
 def read_image(path, *, resolution, recipe):
   """Decode to RGB and follow a recipe (data.recipes, by name): uint8 [resolution, resolution, 3].
 
   Raises UserError that names the file.
   """
-  try:
-    with Image.open(path) as image:
-      image = np.asarray(image.convert("RGB"))
-  except (UnidentifiedImageError, OSError, ValueError) as e:
-    raise _unreadable(path, e) from e
-  return RECIPES[recipe](image, resolution)
-
-
-def _unreadable(path, error):
-  return UserError(f"cannot read the image {str(path)!r} ({error}). Replace or remove the file and run again.")
+  return RECIPES[recipe](decode.read_rgb(path), resolution)

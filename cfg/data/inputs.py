@@ -1,0 +1,147 @@
+"""What prepare reads: a folder of class folders, an npz of images and labels, or CIFAR-10's binary archive."""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from cfg.data import decode
+from cfg.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Files:
+  """Labelled image files, named relative to a folder."""
+
+  root: pathlib.Path
+  names: Sequence[str]
+  labels: np.ndarray
+
+  def __len__(self):
+    return len(self.names)
+
+  def read(self, i):
+    """uint8 [H,W,3]; UserError if it cannot be read."""
+    return decode.read_rgb(self.root / self.names[i])
+
+  def part(self, rows):
+    """The examples of a slice."""
+    return Files(self.root, self.names[rows], self.labels[rows])
+
+  def fingerprint(self):
+    """Of names, lengths and labels."""
+    sizes = [(self.root / name).stat().st_size for name in self.names]
+    return hashlib.sha256(json.dumps([list(self.names), sizes, self.labels.tolist()]).encode()).hexdigest()
+
+
+@dataclasses.dataclass(frozen=True)
+class Arrays:
+  """Labelled images in memory, uint8 [N,H,W,3]; `names` tells them apart in reports."""
+
+  images: np.ndarray
+  names: Sequence[str]
+  labels: np.ndarray
+
+  def __len__(self):
+    return len(self.names)
+
+  def read(self, i):
+    """uint8 [H,W,3]."""
+    return self.images[i]
+
+  def part(self, rows):
+    """The examples of a slice."""
+    return Arrays(self.images[rows], self.names[rows], self.labels[rows])
+
+  def fingerprint(self):
+    """Of pixels and labels."""
+    return hashlib.sha256(np.ascontiguousarray(self.images)).hexdigest() + hashlib.sha256(np.ascontiguousarray(self.labels)).hexdigest()
+
+
+@dataclasses.dataclass(frozen=True)
+class Input:
+  """Everything that is to be prepared: {"train": ..., maybe "test": ...}, and what was passed over, {name: reason}."""
+
+  kind: str
+  class_names: tuple[str, ...]
+  splits: dict
+  ignored: dict
+
+
+def open_input(path):
+  """The Input at `path`: told apart by what is there.
+
+  Raises:
+    UserError: nothing that is known here.
+  """
+  path = pathlib.Path(path).expanduser()
+  if path.is_file() and path.suffix == ".npz":
+    return npz(path)
+  if path.is_dir() and (path / "batches.meta.txt").is_file():
+    return cifar10_binary(path)
+  if path.is_dir():
+    return folder(path)
+  raise UserError(
+    f"{str(path)!r} cannot be prepared: give a folder of class sub-folders, an .npz of images and labels, or the extracted folder "
+    "of CIFAR-10's binary archive (cifar-10-batches-bin)."
+  )
+
+
+def folder(root):
+  """`root/<class>/**/<image>`: classes in alphabetical order; an empty class and files of other endings are passed over."""
+  paths, labels, names, ignored = [], [], [], {}
+  for class_dir in sorted(d for d in root.iterdir() if d.is_dir() and not d.name.startswith(".")):
+    entries = sorted(f for f in class_dir.rglob("*") if f.is_file() and not f.name.startswith("."))
+    images = [f for f in entries if f.suffix.lower() in decode.IMAGE_SUFFIXES]
+    ignored |= {f.relative_to(root).as_posix(): "not an image by its ending" for f in entries if f not in set(images)}
+    if not images:
+      ignored[class_dir.name + "/"] = "a class without images"
+      continue
+    paths += [f.relative_to(root).as_posix() for f in images]
+    labels += [len(names)] * len(images)
+    names.append(class_dir.name)
+  if not names:
+    raise UserError(f"{str(root)!r} has no sub-folders with images: it must hold one sub-folder of images per class.")
+  return Input("folder", tuple(names), {"train": Files(root, paths, np.asarray(labels, np.int32))}, ignored)
+
+
+def npz(path):
+  """Arrays `images` uint8 [N,H,W,3] and `labels` [N] of integers from 0, and maybe `class_names`; nothing is unpickled."""
+  try:
+    with np.load(path, allow_pickle=False) as archive:
+      arrays = {name: archive[name] for name in archive.files}
+  except (OSError, ValueError, EOFError) as e:
+    raise UserError(f"cannot read {str(path)!r} ({e}): it must be an .npz of plain arrays.") from e
+  images, labels = arrays.get("images"), arrays.get("labels")
+  if images is None or labels is None or images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8 or labels.shape != images.shape[:1]:
+    have = ", ".join(f"{name} {a.dtype}{list(a.shape)}" for name, a in arrays.items())
+    raise UserError(f"{str(path)!r} holds {have}: it must hold images uint8 [N,H,W,3] and labels [N].")
+  if not np.issubdtype(labels.dtype, np.integer) or len(labels) == 0 or labels.min() < 0:
+    raise UserError(f"the labels of {str(path)!r} must be integers from 0.")
+  count = int(labels.max()) + 1
+  names = tuple(map(str, arrays.get("class_names", range(count))))
+  if len(names) < count:
+    raise UserError(f"{str(path)!r} has labels up to {count - 1} but {len(names)} class_names.")
+  return Input("npz", names, {"train": Arrays(images, [str(i) for i in range(len(labels))], labels.astype(np.int32))}, {})
+
+
+def cifar10_binary(path):
+  """CIFAR-10 as published in binary: records of a label and 3 x 32 x 32 pixels; the training and the test images."""
+  names = tuple((path / "batches.meta.txt").read_text(encoding="ascii").split())
+
+  def read(batches):
+    raw = np.concatenate([np.fromfile(path / batch, np.uint8) for batch in batches])
+    if raw.size % 3073 or raw.size == 0:
+      raise UserError(f"the batches {', '.join(batches)} in {str(path)!r} are not whole: unpack the archive again.")
+    rows = raw.reshape(-1, 3073)
+    images = rows[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    return Arrays(np.ascontiguousarray(images), [str(i) for i in range(len(rows))], rows[:, 0].astype(np.int32))
+
+  try:
+    splits = {"train": read([f"data_batch_{i}.bin" for i in range(1, 6)]), "test": read(["test_batch.bin"])}
+  except OSError as e:
+    raise UserError(f"{str(path)!r} looks like CIFAR-10's binary archive but lacks {pathlib.Path(e.filename or '').name}: unpack it again.") from e
+  return Input("cifar10", names, splits, {})

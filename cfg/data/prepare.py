@@ -1,0 +1,226 @@
+"""python -m cfg.data.prepare INPUT OUT --resolution=64: any labelled images become a prepared data set to train on.
+
+The work is cut into shards of the input's order. A shard is written whole or not at all, with
+a note of what is in it; a run that was killed goes on with the shards that are missing, and
+equal inputs give equal bytes, whatever the number of processes. The manifest comes last.
+"""
+
+import argparse
+import concurrent.futures
+import hashlib
+import json
+import multiprocessing
+import os
+import pathlib
+import sys
+
+import numpy as np
+from tqdm import tqdm
+
+from cfg import files
+from cfg.data import inputs, records
+from cfg.data.recipes import RECIPES
+from cfg.errors import UserError
+
+SHARD_SIZE = 2048
+PLAN = "plan.json"  # of a preparation that is not finished
+MOST_SHOWN = 20
+
+
+def make_shard(task):
+  """Write one shard and its note; runs in a process of its own. Returns the number of examples tried."""
+  part, path, resolution, recipe = task
+  rows, labels, rejected = [], [], []
+  for i in range(len(part)):
+    try:
+      rows.append(records.encode(RECIPES[recipe](part.read(i), resolution), int(part.labels[i])))
+      labels.append(int(part.labels[i]))
+    except UserError as e:
+      rejected.append([part.names[i], str(e)])
+  records.write_shard(path, rows)
+  note = {"file": path.name, "count": len(rows), "bytes": path.stat().st_size, "sha256": records.sha256(path), "labels": labels, "rejected": rejected}
+  files.write_json(_note(path), note)
+  return len(part)
+
+
+def _note(path):
+  return path.with_suffix(".json")
+
+
+def _finished(path):
+  """The note of a shard that is there as it was written, else None."""
+  if not (path.is_file() and _note(path).is_file()):
+    return None
+  note = json.loads(_note(path).read_text(encoding="utf-8"))
+  return note if records.sha256(path) == note["sha256"] else None
+
+
+def prepare(source, out, *, resolution, recipe="area", name=None, workers=1, max_rejected=0.01):
+  """Make the prepared data set `out` of the images at `source`; see the module's docstring.
+
+  Args:
+    source: see data.inputs.
+    out: a folder, made if it is not there; it may hold a part of the same preparation.
+    resolution: side of the images made.
+    recipe: of data.recipes.
+    name: of the data set; None for that of the source's last part.
+    workers: processes.
+    max_rejected: share of unreadable images above which nothing is made.
+
+  Returns:
+    The manifest.
+
+  Raises:
+    UserError: nothing to prepare there, `out` holds something else, or too many images cannot be read.
+  """
+  source, out = pathlib.Path(source).expanduser(), pathlib.Path(out).expanduser()
+  if resolution < 1 or workers < 1 or not 0 <= max_rejected <= 1:
+    raise UserError("--resolution and --workers must be at least 1, and --max_rejected a share from 0 to 1.")
+  found = inputs.open_input(source)
+  plan = {
+    "format": records.FORMAT, "name": name or source.resolve().stem, "input": found.kind, "recipe": recipe, "resolution": resolution,
+    "class_names": list(found.class_names), "splits": {split: part.fingerprint() for split, part in found.splits.items()},
+  }
+  plan = {**plan, "plan_sha256": hashlib.sha256(json.dumps([plan, SHARD_SIZE]).encode()).hexdigest()}
+  if (out / records.MANIFEST).is_file():
+    manifest = records.read_manifest(out)
+    if manifest["plan_sha256"] != plan["plan_sha256"]:
+      raise UserError(f"{str(out)!r} holds another prepared data set ({manifest['name']!r}, or other images or settings): choose another folder, or remove it.")
+    return manifest
+  _claim(out, plan)
+  tasks = {split: _tasks(part, out, split, resolution, recipe) for split, part in found.splits.items()}
+  _run([task for some in tasks.values() for task in some], workers)
+  return _finish(out, plan, tasks, found, max_rejected)
+
+
+def _claim(out, plan):
+  """Make `out` this plan's, or raise UserError."""
+  try:
+    out.mkdir(parents=True, exist_ok=True)
+  except OSError as e:
+    raise UserError(f"{str(out)!r} cannot be made ({e.strerror}): choose another folder.") from e
+  path = out / PLAN
+  if path.is_file():
+    if json.loads(path.read_text(encoding="utf-8"))["plan_sha256"] != plan["plan_sha256"]:
+      raise UserError(f"{str(out)!r} holds a part of another preparation (other images or settings): choose another folder, or remove it.")
+  elif any(out.iterdir()):
+    raise UserError(f"{str(out)!r} is not empty: choose another folder, or empty it.")
+  else:
+    files.write_json(path, plan)
+
+
+def _tasks(part, out, split, resolution, recipe):
+  """The arguments of make_shard for every shard of a split."""
+  count = -(-len(part) // SHARD_SIZE)
+  path = lambda n: out / f"{split}-{n:05d}-of-{count:05d}.array_record"
+  return [(part.part(slice(n * SHARD_SIZE, (n + 1) * SHARD_SIZE)), path(n), resolution, recipe) for n in range(count)]
+
+
+def _run(tasks, workers):
+  """make_shard of the tasks that are not finished, in so many processes."""
+  missing = [task for task in tasks if _finished(task[1]) is None]
+  total = sum(len(task[0]) for task in tasks)
+  done = total - sum(len(task[0]) for task in missing)
+  with tqdm(total=total, initial=done, unit="images", desc="prepare", disable=None) as bar:
+    if workers == 1:
+      for task in missing:
+        bar.update(make_shard(task))
+      return
+    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+      futures = [pool.submit(make_shard, task) for task in missing]
+      try:
+        for future in concurrent.futures.as_completed(futures):
+          bar.update(future.result())
+      except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+
+
+def _finish(out, plan, tasks, found, max_rejected):
+  """Write labels and manifest from the shards' notes; the notes and the plan go."""
+  notes = {split: [_finished(task[1]) for task in some] for split, some in tasks.items()}
+  everything = [note for some in notes.values() for note in some]
+  rejected = {file: reason for note in everything for file, reason in note["rejected"]}
+  total = sum(len(part) for part in found.splits.values())
+  if len(rejected) > max_rejected * total:
+    shown = "; ".join(list(rejected.values())[:3])
+    raise UserError(
+      f"{len(rejected)} of {total} images cannot be read, more than the share {max_rejected:g} that --max_rejected allows. The first: {shown} "
+      f"The shards' notes in {str(out)!r} list them all."
+    )
+  labels = {split: np.asarray([label for note in some for label in note["labels"]], np.int32) for split, some in notes.items()}
+  if any(len(some) == 0 for some in labels.values()):
+    raise UserError(f"a split of {str(out)!r} has no image at all that can be read.")
+  files.write_npz(out / records.LABELS, labels)
+  count = len(plan["class_names"])
+  shards = lambda some: [{name: note[name] for name in ("file", "count", "bytes", "sha256")} for note in some if note["count"]]
+  manifest = {
+    **plan,
+    "image_shape": [plan["resolution"], plan["resolution"], 3],
+    "splits": {
+      split: {"count": len(labels[split]), "class_counts": np.bincount(labels[split], minlength=count).tolist(), "shards": shards(some)}
+      for split, some in notes.items()
+    },
+    "labels_sha256": records.sha256(out / records.LABELS),
+    "rejected": rejected,
+    "ignored": found.ignored,
+  }
+  files.write_json(out / records.MANIFEST, manifest)
+  for note in everything:
+    path = out / note["file"]
+    _note(path).unlink()
+    if not note["count"]:
+      path.unlink()
+  (out / PLAN).unlink()
+  return manifest
+
+
+def report(manifest):
+  """What was made and what was left out, as text."""
+  lines = []
+  for split, about in manifest["splits"].items():
+    counts = about["class_counts"]
+    lines.append(f"{split}: {about['count']:,} images of {manifest['resolution']}x{manifest['resolution']} in {len(counts):,} classes of {min(counts):,} to {max(counts):,}")
+    empty = [name for name, n in zip(manifest["class_names"], counts) if n == 0]
+    if empty:
+      lines.append(f"  classes without a readable image: {', '.join(empty[:MOST_SHOWN])}")
+  for what, entries in (("cannot be read and were left out", manifest["rejected"]), ("were passed over", manifest["ignored"])):
+    if entries:
+      lines.append(f"{len(entries)} {what}:")
+      lines += [f"  {name}: {reason}" for name, reason in list(entries.items())[:MOST_SHOWN]]
+      lines += [f"  ... and {len(entries) - MOST_SHOWN} more, in {records.MANIFEST}"] * (len(entries) > MOST_SHOWN)
+  return "\n".join(lines)
+
+
+def main(argv=None):
+  """The command line."""
+  parser = argparse.ArgumentParser(
+    prog="python -m cfg.data.prepare", description="Make a data set to train on from labelled images. Run it again to go on after a kill."
+  )
+  parser.add_argument("input", help="a folder of class sub-folders, an .npz of images and labels, or CIFAR-10's extracted binary archive")
+  parser.add_argument("out", help="folder of the prepared data set")
+  parser.add_argument("--resolution", type=int, required=True, help="side of the images made")
+  parser.add_argument("--recipe", choices=sorted(RECIPES), default="area", help="area: the paper's; adm, edm: those models'")
+  parser.add_argument("--name", help="of the data set; default: the input's")
+  parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
+  parser.add_argument("--max_rejected", type=float, default=0.01, help="share of unreadable images above which nothing is made")
+  options = vars(parser.parse_args(argv))
+  source, out = options.pop("input"), options.pop("out")
+  manifest = prepare(source, out, **options)
+  print(report(manifest))
+  print(f"{out} is ready: --config.data.name=prepared --config.data.path={out} --config.data.resolution={manifest['resolution']}")
+
+
+def run():
+  """Entry point: errors meant for people are one paragraph, exit code 1."""
+  try:
+    main()
+  except UserError as e:
+    print(f"error: {e}", file=sys.stderr)
+    sys.exit(1)
+  except KeyboardInterrupt:
+    sys.exit(130)
+
+
+if __name__ == "__main__":
+  run()
