@@ -34,6 +34,7 @@ setup(
     "safetensors>=0.5,<1",
     "scikit-learn>=1.5,<2",
     "tensorboardX>=2.6,<3",
+    "threadpoolctl>=3,<4",
     "tqdm>=4.66,<5",
   ],
   extras_require={

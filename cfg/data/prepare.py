@@ -15,6 +15,7 @@ import pathlib
 import sys
 
 import numpy as np
+import threadpoolctl
 from tqdm import tqdm
 
 from cfg import files
@@ -31,12 +32,13 @@ def make_shard(task):
   """Write one shard and its note; runs in a process of its own. Returns the number of examples tried."""
   part, path, resolution, recipe = task
   rows, labels, rejected = [], [], []
-  for i in range(len(part)):
-    try:
-      rows.append(records.encode(RECIPES[recipe](part.read(i), resolution), int(part.labels[i])))
-      labels.append(int(part.labels[i]))
-    except UserError as e:
-      rejected.append([part.names[i], str(e)])
+  with threadpoolctl.threadpool_limits(1):  # the processes share the cores; products this small are slower on several
+    for i in range(len(part)):
+      try:
+        rows.append(records.encode(RECIPES[recipe](part.read(i), resolution), int(part.labels[i])))
+        labels.append(int(part.labels[i]))
+      except UserError as e:
+        rejected.append([part.names[i], str(e)])
   records.write_shard(path, rows)
   note = {"file": path.name, "count": len(rows), "bytes": path.stat().st_size, "sha256": records.sha256(path), "labels": labels, "rejected": rejected}
   files.write_json(_note(path), note)

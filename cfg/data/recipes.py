@@ -63,5 +63,7 @@ def area_resize(image, size):
   """Mean of the input over each output pixel's area, rounded to uint8."""
   rows = _area_weights(image.shape[0], size)
   cols = _area_weights(image.shape[1], size)
-  mean = np.einsum("ih,hwc,jw->ijc", rows, image.astype(np.float64), cols, optimize=True)
+  height, width, channels = image.shape
+  mean = (rows @ image.reshape(height, width * channels).astype(np.float64)).reshape(size, width, channels)
+  mean = cols @ mean
   return np.clip(np.rint(mean), 0, 255).astype(np.uint8)
