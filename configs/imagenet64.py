@@ -2,7 +2,9 @@
 
 Command:  python -m cfg.main --config=configs/imagenet64.py --config.data.path=DIR
           python -m cfg.main --config=configs/imagenet64.py:p_uncond=0.2 ...   # the paper's three are 0.1, 0.2 and 0.5
-          DIR/<class>/<image>; each image is cut to its centre square and area-averaged, as the paper's are.
+          DIR/<class>/<image>; each image is cut to its centre square and area-averaged, as the paper's are. Once for all:
+          python -m cfg.data.prepare DIR prepared/imagenet64 --resolution=64
+          python -m cfg.main --config=configs/imagenet64.py --config.data.name=prepared --config.data.path=prepared/imagenet64
           Without data, to try it: --config.data.name=synthetic. What it costs, without training: --mode=dry_run.
 Hardware: 8 GPUs of 80 GB: an update is made of 8 micro-batches of 32 images a GPU (--mode=dry_run finds room for 48
           where bf16 is computed as f32). On a larger slice set --config.train.accumulate=1, on less memory raise it:

@@ -191,6 +191,24 @@ def test_npz(tmp_path, photo):
       inputs.open_input(path)
 
 
+def test_splits_of_a_folder_and_of_an_npz(pictures, tmp_path, photo):
+  """train and val side by side share their classes' numbers, and so do x_train and x_test; a class of val alone is refused."""
+  for split, names in (("train", "abc"), ("val", "bc")):
+    for name in names:
+      (tmp_path / "in" / split / name).mkdir(parents=True)
+      os.link(pictures / "flower" / "0.jpg", tmp_path / "in" / split / name / "0.JPEG")
+  manifest = run(tmp_path / "in", tmp_path / "out")
+  assert {name: split["class_counts"] for name, split in manifest["splits"].items()} == {"train": [1, 1, 1], "val": [0, 1, 1]}
+  assert [records.open_split(tmp_path / "out", manifest, "val")[i]["label"] for i in (0, 1)] == [1, 2]
+  (tmp_path / "in" / "train" / "b" / "0.JPEG").unlink()
+  with pytest.raises(UserError, match="classes b in"):
+    inputs.open_input(tmp_path / "in")
+  x = np.stack([photo[:20, :20]] * 3)
+  np.savez(tmp_path / "k.npz", x_train=x, y_train=np.uint8([0, 1, 2]), x_test=x[:1], y_test=np.uint8([1]), names=np.array(["a", "b", "c"]))
+  found = inputs.open_input(tmp_path / "k.npz")
+  assert found.class_names == ("a", "b", "c") and found.splits["test"].labels.tolist() == [1] and len(found.splits["train"]) == 3
+
+
 def test_cifar10_binary(tmp_path):
   """The published layout: five batches and the test batch, planes of colour; the test images are what is held out."""
   rng = np.random.default_rng(0)
@@ -213,6 +231,20 @@ def test_cifar10_binary(tmp_path):
   (tmp_path / "data_batch_3.bin").unlink()
   with pytest.raises(UserError, match="data_batch_3.bin"):
     inputs.open_input(tmp_path)
+
+
+def test_cifar10_itself(tmp_path):
+  """The real 60,000 images, prepared and read back: their published mean and standard deviation, 5,000 and 1,000 of each class."""
+  script = ROOT.parent / "shared" / "data" / "decode.py"
+  if not script.exists():
+    pytest.skip(f"there is no {script}")
+  subprocess.run([sys.executable, script, "cifar10", tmp_path / "c.npz"], check=True)
+  manifest = run(tmp_path / "c.npz", tmp_path / "out", resolution=32, workers=2)
+  assert {name: set(split["class_counts"]) for name, split in manifest["splits"].items()} == {"train": {5000}, "test": {1000}}
+  source = records.open_split(tmp_path / "out", manifest, "train")
+  pixels = np.stack([source[i]["image"] for i in range(len(source))]).reshape(-1, 3)
+  np.testing.assert_allclose(pixels.mean(axis=0) / 255, [0.49139968, 0.48215841, 0.44653091], atol=1e-7)
+  np.testing.assert_allclose(pixels.std(axis=0) / 255, [0.24703223, 0.24348513, 0.26158784], atol=1e-7)
 
 
 def test_a_prepared_set_trains(pictures, tmp_path):

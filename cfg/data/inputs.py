@@ -91,41 +91,72 @@ def open_input(path):
 
 
 def folder(root):
-  """`root/<class>/**/<image>`: classes in alphabetical order; an empty class and files of other endings are passed over."""
-  paths, labels, names, ignored = [], [], [], {}
+  """`root/<class>/**/<image>`, or that inside `root/train`, `root/val`, `root/test`; classes in alphabetical order.
+
+  An empty class and files of other endings are passed over.
+  """
+  children = {d.name for d in root.iterdir() if d.is_dir() and not d.name.startswith(".")}
+  roots = {name: root / name for name in ("train", "val", "test") if name in children} if "train" in children and children <= {"train", "val", "test"} else {"train": root}
+  listed, ignored = {}, {}
+  for split, where in roots.items():
+    listed[split], passed = _class_folders(where)
+    ignored |= {f"{split}/{name}" if len(roots) > 1 else name: reason for name, reason in passed.items()}
+  names = tuple(listed["train"])
+  if not names:
+    raise UserError(f"{str(roots['train'])!r} has no sub-folders with images: it must hold one sub-folder of images per class.")
+  strange = sorted({name for classes in listed.values() for name in classes} - set(names))
+  if strange:
+    raise UserError(f"the classes {', '.join(strange[:5])} in {str(root)!r} have no images to train on: every split must have classes of {str(roots['train'])!r}.")
+  splits = {}
+  for split, classes in listed.items():
+    label = {name: i for i, name in enumerate(names)}
+    labels = np.asarray([label[name] for name, images in classes.items() for _ in images], np.int32)
+    splits[split] = Files(roots[split], [image for images in classes.values() for image in images], labels)
+  return Input("folder", names, splits, ignored)
+
+
+def _class_folders(root):
+  """({class: [image, relative to root]}, {name: why it was passed over})."""
+  classes, ignored = {}, {}
   for class_dir in sorted(d for d in root.iterdir() if d.is_dir() and not d.name.startswith(".")):
     entries = sorted(f for f in class_dir.rglob("*") if f.is_file() and not f.name.startswith("."))
-    images = [f for f in entries if f.suffix.lower() in decode.IMAGE_SUFFIXES]
-    ignored |= {f.relative_to(root).as_posix(): "not an image by its ending" for f in entries if f not in set(images)}
-    if not images:
-      ignored[class_dir.name + "/"] = "a class without images"
-      continue
-    paths += [f.relative_to(root).as_posix() for f in images]
-    labels += [len(names)] * len(images)
-    names.append(class_dir.name)
-  if not names:
-    raise UserError(f"{str(root)!r} has no sub-folders with images: it must hold one sub-folder of images per class.")
-  return Input("folder", tuple(names), {"train": Files(root, paths, np.asarray(labels, np.int32))}, ignored)
+    images = [f.relative_to(root).as_posix() for f in entries if f.suffix.lower() in decode.IMAGE_SUFFIXES]
+    others = [f for f in entries if f.suffix.lower() not in decode.IMAGE_SUFFIXES]
+    ignored |= {f.relative_to(root).as_posix(): "not an image by its ending" for f in others}
+    if images:
+      classes[class_dir.name] = images
+    else:
+      ignored[f"{class_dir.name}/"] = "a class without images"
+  return classes, ignored
 
 
 def npz(path):
-  """Arrays `images` uint8 [N,H,W,3] and `labels` [N] of integers from 0, and maybe `class_names`; nothing is unpickled."""
+  """Arrays `images` uint8 [N,H,W,3] and `labels` [N] of integers from 0, or `x_train`, `y_train`, `x_test`, `y_test`; maybe `class_names`.
+
+  Nothing is unpickled.
+  """
   try:
     with np.load(path, allow_pickle=False) as archive:
       arrays = {name: archive[name] for name in archive.files}
   except (OSError, ValueError, EOFError) as e:
     raise UserError(f"cannot read {str(path)!r} ({e}): it must be an .npz of plain arrays.") from e
-  images, labels = arrays.get("images"), arrays.get("labels")
-  if images is None or labels is None or images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8 or labels.shape != images.shape[:1]:
-    have = ", ".join(f"{name} {a.dtype}{list(a.shape)}" for name, a in arrays.items())
-    raise UserError(f"{str(path)!r} holds {have}: it must hold images uint8 [N,H,W,3] and labels [N].")
-  if not np.issubdtype(labels.dtype, np.integer) or len(labels) == 0 or labels.min() < 0:
-    raise UserError(f"the labels of {str(path)!r} must be integers from 0.")
-  count = int(labels.max()) + 1
-  names = tuple(map(str, arrays.get("class_names", range(count))))
+  pairs = {"train": ("x_train", "y_train"), "test": ("x_test", "y_test")} if "x_train" in arrays else {"train": ("images", "labels")}
+  splits = {}
+  for split, (x, y) in pairs.items():
+    if split == "test" and x not in arrays:
+      continue
+    images, labels = arrays.get(x), arrays.get(y)
+    if images is None or labels is None or images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8 or labels.shape != images.shape[:1]:
+      have = ", ".join(f"{name} {a.dtype}{list(a.shape)}" for name, a in arrays.items())
+      raise UserError(f"{str(path)!r} holds {have}: it must hold {x} uint8 [N,H,W,3] and {y} [N].")
+    if not np.issubdtype(labels.dtype, np.integer) or len(labels) == 0 or labels.min() < 0:
+      raise UserError(f"{y} of {str(path)!r} must be integers from 0.")
+    splits[split] = Arrays(images, [str(i) for i in range(len(labels))], labels.astype(np.int32))
+  count = max(int(part.labels.max()) for part in splits.values()) + 1
+  names = tuple(map(str, arrays.get("class_names", arrays.get("names", range(count)))))
   if len(names) < count:
     raise UserError(f"{str(path)!r} has labels up to {count - 1} but {len(names)} class_names.")
-  return Input("npz", names, {"train": Arrays(images, [str(i) for i in range(len(labels))], labels.astype(np.int32))}, {})
+  return Input("npz", names, splits, {})
 
 
 def cifar10_binary(path):
