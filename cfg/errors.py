@@ -1,11 +1,23 @@
 """The one exception a user is meant to read."""
 
 import difflib
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable
 
 
 class UserError(Exception):
   """Bad input. The message is one paragraph: what is wrong, where, and what to do."""
+
+
+def run_command(main: Callable[[], None]) -> None:
+  """Run a command: a UserError is one paragraph on stderr and exit code 1, Ctrl-C is exit code 130."""
+  try:
+    main()
+  except UserError as e:
+    print(f"error: {e}", file=sys.stderr)
+    sys.exit(1)
+  except KeyboardInterrupt:
+    sys.exit(130)
 
 
 def nearest(name: str, known: Iterable[str], *, most: int = 3) -> str:

@@ -13,7 +13,7 @@ from ml_collections import config_flags
 
 from cfg import config as config_lib
 from cfg import logs
-from cfg.errors import UserError
+from cfg.errors import UserError, run_command
 
 log = logging.getLogger("cfg.main")  # __name__ is "__main__" here
 
@@ -126,16 +126,10 @@ def parse_flags(argv):
 
 
 def run():
-  """Entry point: errors meant for people are one paragraph, exit code 1."""
+  """Entry point."""
   logs.to_stderr()
   absl.logging.set_verbosity(absl.logging.ERROR)
-  try:
-    main(parse_flags(sys.argv))
-  except UserError as e:
-    print(f"error: {e}", file=sys.stderr)
-    sys.exit(1)
-  except KeyboardInterrupt:
-    sys.exit(130)
+  run_command(lambda: main(parse_flags(sys.argv)))
 
 
 if __name__ == "__main__":

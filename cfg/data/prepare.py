@@ -12,7 +12,6 @@ import json
 import multiprocessing
 import os
 import pathlib
-import sys
 
 import numpy as np
 import threadpoolctl
@@ -21,7 +20,7 @@ from tqdm import tqdm
 from cfg import files
 from cfg.data import inputs, records
 from cfg.data.recipes import RECIPES
-from cfg.errors import UserError
+from cfg.errors import UserError, run_command
 
 SHARD_SIZE = 2048
 PLAN = "plan.json"  # of a preparation that is not finished
@@ -213,16 +212,5 @@ def main(argv=None):
   print(f"{out} is ready: --config.data.name=prepared --config.data.path={out} --config.data.resolution={manifest['resolution']}")
 
 
-def run():
-  """Entry point: errors meant for people are one paragraph, exit code 1."""
-  try:
-    main()
-  except UserError as e:
-    print(f"error: {e}", file=sys.stderr)
-    sys.exit(1)
-  except KeyboardInterrupt:
-    sys.exit(130)
-
-
 if __name__ == "__main__":
-  run()
+  run_command(main)

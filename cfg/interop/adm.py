@@ -8,10 +8,9 @@ import hashlib
 import logging
 import math
 import pathlib
-import sys
 
 from cfg import logs, schedules
-from cfg.errors import UserError
+from cfg.errors import UserError, run_command
 from cfg.interop import adm_weights, torch_file, weights
 from cfg.interop.adm_weights import LEGACY, NEW, Facts
 
@@ -196,15 +195,6 @@ def main(argv=None):
   print(f"{pathlib.Path(workdir) / weights.NAME} is written. Sample from it: python -m cfg.main --workdir={workdir} --mode=sample --w=0")
 
 
-def run():
-  """Entry point: errors meant for people are one paragraph, exit code 1."""
-  logs.to_stderr()
-  try:
-    main()
-  except UserError as e:
-    print(f"error: {e}", file=sys.stderr)
-    sys.exit(1)
-
-
 if __name__ == "__main__":
-  run()
+  logs.to_stderr()
+  run_command(main)
