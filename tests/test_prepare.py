@@ -166,6 +166,8 @@ def test_damage_is_noticed(pictures, tmp_path, config):
     records.read_manifest(out)
   shard.write_bytes(whole[:100] + bytes([whole[100] ^ 1]) + whole[101:])
   assert records.verify(out) == [shard.name]
+  with pytest.raises(UserError, match="is not what was written"):
+    run(pictures, out)
   (out / "manifest.json").write_text("{}")
   with pytest.raises(UserError, match="not a manifest"):
     records.read_manifest(out)
@@ -197,10 +199,13 @@ def test_splits_of_a_folder_and_of_an_npz(pictures, tmp_path, photo):
     for name in names:
       (tmp_path / "in" / split / name).mkdir(parents=True)
       os.link(pictures / "flower" / "0.jpg", tmp_path / "in" / split / name / "0.JPEG")
-  manifest = run(tmp_path / "in", tmp_path / "out")
+    (tmp_path / "in" / split / "b" / "bad.jpg").write_text("no picture")
+  manifest = run(tmp_path / "in", tmp_path / "out", max_rejected=0.5)
+  assert set(manifest["rejected"]) == {"train/b/bad.jpg", "val/b/bad.jpg"}
   assert {name: split["class_counts"] for name, split in manifest["splits"].items()} == {"train": [1, 1, 1], "val": [0, 1, 1]}
   assert [records.open_split(tmp_path / "out", manifest, "val")[i]["label"] for i in (0, 1)] == [1, 2]
-  (tmp_path / "in" / "train" / "b" / "0.JPEG").unlink()
+  for file in ("0.JPEG", "bad.jpg"):
+    (tmp_path / "in" / "train" / "b" / file).unlink()
   with pytest.raises(UserError, match="classes b in"):
     inputs.open_input(tmp_path / "in")
   x = np.stack([photo[:20, :20]] * 3)

@@ -99,8 +99,11 @@ def folder(root):
   roots = {name: root / name for name in ("train", "val", "test") if name in children} if "train" in children and children <= {"train", "val", "test"} else {"train": root}
   listed, ignored = {}, {}
   for split, where in roots.items():
-    listed[split], passed = _class_folders(where)
-    ignored |= {f"{split}/{name}" if len(roots) > 1 else name: reason for name, reason in passed.items()}
+    classes, others = class_folders(where)
+    prefix = f"{split}/" if len(roots) > 1 else ""
+    ignored |= {f"{prefix}{name}": "not an image by its ending" for name in others}
+    ignored |= {f"{prefix}{name}/": "a class without images" for name, images in classes.items() if not images}
+    listed[split] = {name: images for name, images in classes.items() if images}
   names = tuple(listed["train"])
   if not names:
     raise UserError(f"{str(roots['train'])!r} has no sub-folders with images: it must hold one sub-folder of images per class.")
@@ -115,19 +118,15 @@ def folder(root):
   return Input("folder", names, splits, ignored)
 
 
-def _class_folders(root):
-  """({class: [image, relative to root]}, {name: why it was passed over})."""
-  classes, ignored = {}, {}
+def class_folders(root):
+  """({class: [image]}, [other file]) of `root/<class>/**`, sorted, names relative to root; hidden ones are left out."""
+  classes, others = {}, []
   for class_dir in sorted(d for d in root.iterdir() if d.is_dir() and not d.name.startswith(".")):
     entries = sorted(f for f in class_dir.rglob("*") if f.is_file() and not f.name.startswith("."))
-    images = [f.relative_to(root).as_posix() for f in entries if f.suffix.lower() in decode.IMAGE_SUFFIXES]
-    others = [f for f in entries if f.suffix.lower() not in decode.IMAGE_SUFFIXES]
-    ignored |= {f.relative_to(root).as_posix(): "not an image by its ending" for f in others}
-    if images:
-      classes[class_dir.name] = images
-    else:
-      ignored[f"{class_dir.name}/"] = "a class without images"
-  return classes, ignored
+    images = [f for f in entries if f.suffix.lower() in decode.IMAGE_SUFFIXES]
+    classes[class_dir.name] = [f.relative_to(root).as_posix() for f in images]
+    others += [f.relative_to(root).as_posix() for f in entries if f.suffix.lower() not in decode.IMAGE_SUFFIXES]
+  return classes, others
 
 
 def npz(path):

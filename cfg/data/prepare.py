@@ -87,6 +87,9 @@ def prepare(source, out, *, resolution, recipe="area", name=None, workers=1, max
     manifest = records.read_manifest(out)
     if manifest["plan_sha256"] != plan["plan_sha256"]:
       raise UserError(f"{str(out)!r} holds another prepared data set ({manifest['name']!r}, or other images or settings): choose another folder, or remove it.")
+    damaged = records.verify(out)
+    if damaged:
+      raise UserError(f"{', '.join(damaged)} in {str(out)!r} is not what was written there: remove the folder and prepare it again.")
     return manifest
   _claim(out, plan)
   tasks = {split: _tasks(part, out, split, resolution, recipe) for split, part in found.splits.items()}
@@ -141,7 +144,9 @@ def _finish(out, plan, tasks, found, max_rejected):
   """Write labels and manifest from the shards' notes; the notes and the plan go."""
   notes = {split: [_finished(task[1]) for task in some] for split, some in tasks.items()}
   everything = [note for some in notes.values() for note in some]
-  rejected = {file: reason for note in everything for file, reason in note["rejected"]}
+  rejected = {
+    f"{split}/{file}" if len(notes) > 1 else file: reason for split, some in notes.items() for note in some for file, reason in note["rejected"]
+  }
   total = sum(len(part) for part in found.splits.values())
   if len(rejected) > max_rejected * total:
     shown = "; ".join(list(rejected.values())[:3])

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from cfg.data import decode, records
+from cfg.data import decode, inputs, records
 from cfg.data.recipes import RECIPES
 from cfg.errors import UserError, nearest
 
@@ -171,22 +171,21 @@ def folder(config):
   root = pathlib.Path(config.path).expanduser()
   if not root.is_dir():
     raise UserError(f"data.path {str(root)!r} is not a folder: it must hold one sub-folder of images per class.")
-  class_dirs = sorted(d for d in root.iterdir() if d.is_dir() and not d.name.startswith("."))
-  if not class_dirs:
+  classes, _ = inputs.class_folders(root)
+  if not classes:
     raise UserError(f"data.path {str(root)!r} has no sub-folders: it must hold one sub-folder of images per class.")
 
   paths, labels = [], []
-  for label, class_dir in enumerate(class_dirs):
-    files = sorted(f for f in class_dir.rglob("*") if f.suffix.lower() in decode.IMAGE_SUFFIXES)
-    if len(files) < 2:
+  for label, (name, images) in enumerate(classes.items()):
+    if len(images) < 2:
       raise UserError(
-        f"class folder {str(class_dir)!r} has {len(files)} images ({', '.join(decode.IMAGE_SUFFIXES)}): "
+        f"class folder {str(root / name)!r} has {len(images)} images ({', '.join(decode.IMAGE_SUFFIXES)}): "
         "at least 2 are needed, one to train on and one to hold out. Add images or remove the folder."
       )
-    for file in files:
-      decode.check_header(file)
-    paths += files
-    labels += [label] * len(files)
+    for image in images:
+      decode.check_header(root / image)
+    paths += [root / image for image in images]
+    labels += [label] * len(images)
 
   labels = np.asarray(labels, np.int32)
   train, heldout = split(labels, fraction=config.heldout_fraction, seed=config.split_seed)
@@ -195,7 +194,7 @@ def folder(config):
     name=root.resolve().name,
     train=pick(train),
     heldout=pick(heldout),
-    class_names=tuple(d.name for d in class_dirs),
+    class_names=tuple(classes),
     image_shape=(config.resolution, config.resolution, 3),
   )
 
