@@ -9,7 +9,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 # a module may import from a lower level, or from its own package
 LEVELS = [
   {"errors", "files", "schedules", "diffusion", "flops", "runtime"},
-  {"images", "guidance", "config", "models"},
+  {"images", "guidance", "config", "models", "pickles"},
   {"losses", "sampling", "train_state", "optim", "sharding", "checkpoint", "logs", "data", "evaluation"},
   {"interop"},
   {"generate", "trained", "extractors", "report", "train_step", "workdir_config"},

@@ -13,8 +13,9 @@ import zipfile
 import numpy as np
 import pytest
 
+from cfg import pickles
 from cfg.errors import UserError
-from cfg.interop import pickles, torch_file
+from cfg.interop import torch_file
 
 DATA = pathlib.Path(__file__).parent / "data"
 
