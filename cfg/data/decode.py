@@ -8,8 +8,8 @@ from cfg.errors import UserError
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
-def read_rgb(path):
-  """uint8 [H,W,3] of an image file, turned upright as its EXIF orientation says.
+def read_rgb(file, *, name=None):
+  """uint8 [H,W,3] of an image file (a path, or a binary file of that name), turned upright as its EXIF orientation says.
 
   Grey and CMYK become RGB; of 16-bit grey the high byte is kept; transparency is dropped; of an animation the first picture.
 
@@ -17,7 +17,7 @@ def read_rgb(path):
     UserError: no image, a damaged one, or one of floating-point pixels; names the file.
   """
   try:
-    with Image.open(path) as image:
+    with Image.open(file) as image:
       image = ImageOps.exif_transpose(image)
       if image.mode.startswith("I"):  # Pillow's own conversion would cut 16 bits at 255
         high = np.clip(np.asarray(image).astype(np.int64) >> 8, 0, 255).astype(np.uint8)
@@ -26,7 +26,7 @@ def read_rgb(path):
         raise ValueError("its pixels are floating-point numbers")
       return np.asarray(image.convert("RGB"))
   except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as e:
-    raise unreadable(path, e) from e
+    raise unreadable(name or file, e) from e
 
 
 def check_header(path):

@@ -1,132 +1,59 @@
-"""What prepare reads: a folder of class folders, an npz of images and labels, or CIFAR-10's binary archive."""
+"""What prepare reads, told apart by what is there: class folders, ImageNet's archives, CIFAR-10's, an npz."""
 
-import dataclasses
-import hashlib
-import json
 import pathlib
-from collections.abc import Sequence
 
 import numpy as np
 
-from cfg.data import decode
+from cfg.data import cifar10, imagenet, trees
+from cfg.data.parts import Arrays, Input
 from cfg.errors import UserError
 
 
-@dataclasses.dataclass(frozen=True)
-class Files:
-  """Labelled image files, named relative to a folder."""
-
-  root: pathlib.Path
-  names: Sequence[str]
-  labels: np.ndarray
-
-  def __len__(self):
-    return len(self.names)
-
-  def read(self, i):
-    """uint8 [H,W,3]; UserError if it cannot be read."""
-    return decode.read_rgb(self.root / self.names[i])
-
-  def part(self, rows):
-    """The examples of a slice."""
-    return Files(self.root, self.names[rows], self.labels[rows])
-
-  def fingerprint(self):
-    """Of names, lengths and labels."""
-    sizes = [(self.root / name).stat().st_size for name in self.names]
-    return hashlib.sha256(json.dumps([list(self.names), sizes, self.labels.tolist()]).encode()).hexdigest()
-
-
-@dataclasses.dataclass(frozen=True)
-class Arrays:
-  """Labelled images in memory, uint8 [N,H,W,3]; `names` tells them apart in reports."""
-
-  images: np.ndarray
-  names: Sequence[str]
-  labels: np.ndarray
-
-  def __len__(self):
-    return len(self.names)
-
-  def read(self, i):
-    """uint8 [H,W,3]."""
-    return self.images[i]
-
-  def part(self, rows):
-    """The examples of a slice."""
-    return Arrays(self.images[rows], self.names[rows], self.labels[rows])
-
-  def fingerprint(self):
-    """Of pixels and labels."""
-    return hashlib.sha256(np.ascontiguousarray(self.images)).hexdigest() + hashlib.sha256(np.ascontiguousarray(self.labels)).hexdigest()
-
-
-@dataclasses.dataclass(frozen=True)
-class Input:
-  """Everything that is to be prepared: {"train": ..., maybe "test": ...}, and what was passed over, {name: reason}."""
-
-  kind: str
-  class_names: tuple[str, ...]
-  splits: dict
-  ignored: dict
-
-
 def open_input(path):
-  """The Input at `path`: told apart by what is there.
+  """The Input at `path`.
 
   Raises:
-    UserError: nothing that is known here.
+    UserError: nothing that is known here, or a damaged one.
   """
   path = pathlib.Path(path).expanduser()
   if path.is_file() and path.suffix == ".npz":
     return npz(path)
-  if path.is_dir() and (path / "batches.meta.txt").is_file():
-    return cifar10_binary(path)
-  if path.is_dir():
-    return folder(path)
-  raise UserError(
-    f"{str(path)!r} cannot be prepared: give a folder of class sub-folders, an .npz of images and labels, or the extracted folder "
-    "of CIFAR-10's binary archive (cifar-10-batches-bin)."
-  )
+  if path.is_file() and (batches := cifar10.compressed(path)) is not None:
+    return cifar10.from_files(batches.keys(), batches.__getitem__, where=path)
+  tree = trees.open_tree(path)
+  return cifar10.from_files(tree.names, tree.read, where=path) or imagenet.ilsvrc_tars(tree) or imagenet.kaggle(tree) or folder(tree)
 
 
-def folder(root):
-  """`root/<class>/**/<image>`, or that inside `root/train`, `root/val`, `root/test`; classes in alphabetical order.
+def folder(tree):
+  """`<class>/**/<image>`, or that inside `train/`, `val/`, `test/`; classes in alphabetical order.
 
   An empty class and files of other endings are passed over.
   """
-  children = {d.name for d in root.iterdir() if d.is_dir() and not d.name.startswith(".")}
-  roots = {name: root / name for name in ("train", "val", "test") if name in children} if "train" in children and children <= {"train", "val", "test"} else {"train": root}
+  children = {name.split("/")[0] for name in tree.names if "/" in name}
+  parts = {name: tree.under(f"{name}/") for name in ("train", "val", "test") if name in children} if "train" in children and children <= {"train", "val", "test"} else {"train": tree}
   listed, ignored = {}, {}
-  for split, where in roots.items():
-    classes, others = class_folders(where)
-    prefix = f"{split}/" if len(roots) > 1 else ""
-    ignored |= {f"{prefix}{name}": "not an image by its ending" for name in others}
+  for split, part in parts.items():
+    classes, others = trees.class_folders(part.names)
+    prefix = f"{split}/" if len(parts) > 1 else ""
+    ignored |= {f"{prefix}{name}": why for name, why in others.items()}
     ignored |= {f"{prefix}{name}/": "a class without images" for name, images in classes.items() if not images}
     listed[split] = {name: images for name, images in classes.items() if images}
-  names = tuple(listed["train"])
-  if not names:
-    raise UserError(f"{str(roots['train'])!r} has no sub-folders with images: it must hold one sub-folder of images per class.")
-  strange = sorted({name for classes in listed.values() for name in classes} - set(names))
+    if not listed[split] and split != "train":
+      del listed[split]
+      ignored[prefix] = "no class folders with images"
+  folders = tuple(listed["train"])
+  if not folders:
+    raise UserError(f"{str(parts['train'].path)!r} has no sub-folders with images: it must hold one sub-folder of images per class.")
+  strange = sorted({name for classes in listed.values() for name in classes} - set(folders))
   if strange:
-    raise UserError(f"the classes {', '.join(strange[:5])} in {str(root)!r} have no images to train on: every split must have classes of {str(roots['train'])!r}.")
+    raise UserError(f"the classes {', '.join(strange[:5])} in {str(tree.path)!r} have no images to train on: every split must have classes of {str(parts['train'].path)!r}.")
+  number = {name: i for i, name in enumerate(folders)}
   splits = {}
   for split, classes in listed.items():
-    label = {name: i for i, name in enumerate(names)}
-    labels = np.asarray([label[name] for name, images in classes.items() for _ in images], np.int32)
-    splits[split] = Files(roots[split], [image for images in classes.values() for image in images], labels)
-  return Input("folder", names, splits, ignored)
-
-
-def class_folders(root):
-  """({class: [image]}, [other file]) of `root/<class>/**`, sorted, names relative to root; hidden ones are left out."""
-  classes, others = {}, []
-  for class_dir in sorted(d for d in root.iterdir() if d.is_dir() and not d.name.startswith(".")):
-    entries = sorted(f for f in class_dir.rglob("*") if f.is_file() and not f.name.startswith("."))
-    images = [f for f in entries if f.suffix.lower() in decode.IMAGE_SUFFIXES]
-    classes[class_dir.name] = [f.relative_to(root).as_posix() for f in images]
-    others += [f.relative_to(root).as_posix() for f in entries if f.suffix.lower() not in decode.IMAGE_SUFFIXES]
-  return classes, others
+    labels = np.asarray([number[name] for name, images in classes.items() for _ in images], np.int32)
+    splits[split] = parts[split].images([image for images in classes.values() for image in images], labels)
+  names, ids = imagenet.class_names(folders)
+  return Input("folder", names, splits, ignored, ids)
 
 
 def npz(path):
@@ -156,22 +83,3 @@ def npz(path):
   if len(names) < count:
     raise UserError(f"{str(path)!r} has labels up to {count - 1} but {len(names)} class_names.")
   return Input("npz", names, splits, {})
-
-
-def cifar10_binary(path):
-  """CIFAR-10 as published in binary: records of a label and 3 x 32 x 32 pixels; the training and the test images."""
-  names = tuple((path / "batches.meta.txt").read_text(encoding="ascii").split())
-
-  def read(batches):
-    raw = np.concatenate([np.fromfile(path / batch, np.uint8) for batch in batches])
-    if raw.size % 3073 or raw.size == 0:
-      raise UserError(f"the batches {', '.join(batches)} in {str(path)!r} are not whole: unpack the archive again.")
-    rows = raw.reshape(-1, 3073)
-    images = rows[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-    return Arrays(np.ascontiguousarray(images), [str(i) for i in range(len(rows))], rows[:, 0].astype(np.int32))
-
-  try:
-    splits = {"train": read([f"data_batch_{i}.bin" for i in range(1, 6)]), "test": read(["test_batch.bin"])}
-  except OSError as e:
-    raise UserError(f"{str(path)!r} looks like CIFAR-10's binary archive but lacks {pathlib.Path(e.filename or '').name}: unpack it again.") from e
-  return Input("cifar10", names, splits, {})

@@ -80,7 +80,7 @@ def prepare(source, out, *, resolution, recipe="area", name=None, workers=1, max
   found = inputs.open_input(source)
   plan = {
     "format": records.FORMAT, "name": name or source.resolve().stem, "input": found.kind, "recipe": recipe, "resolution": resolution,
-    "class_names": list(found.class_names), "splits": {split: part.fingerprint() for split, part in found.splits.items()},
+    "class_names": list(found.class_names), "class_ids": None if found.class_ids is None else list(found.class_ids), "splits": {split: part.fingerprint() for split, part in found.splits.items()},
   }
   plan = {**plan, "plan_sha256": hashlib.sha256(json.dumps([plan, SHARD_SIZE]).encode()).hexdigest()}
   if (out / records.MANIFEST).is_file():
@@ -203,7 +203,8 @@ def main(argv=None):
   parser = argparse.ArgumentParser(
     prog="python -m cfg.data.prepare", description="Make a data set to train on from labelled images. Run it again to go on after a kill."
   )
-  parser.add_argument("input", help="a folder of class sub-folders, an .npz of images and labels, or CIFAR-10's extracted binary archive")
+  parser.add_argument("input", help="a folder of class sub-folders, or a zip or tar of them; a folder with ILSVRC2012's tars; Kaggle's ImageNet archive, zipped or "
+    "extracted; an .npz of images and labels; CIFAR-10's binary or python archive, compressed or extracted")
   parser.add_argument("out", help="folder of the prepared data set")
   parser.add_argument("--resolution", type=int, required=True, help="side of the images made")
   parser.add_argument("--recipe", choices=sorted(RECIPES), default="area", help="area: the paper's; adm, edm: those models'")

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from cfg.data import decode, inputs, records
+from cfg.data import decode, imagenet, records, trees
 from cfg.data.recipes import RECIPES
 from cfg.errors import UserError, nearest
 
@@ -171,7 +171,7 @@ def folder(config):
   root = pathlib.Path(config.path).expanduser()
   if not root.is_dir():
     raise UserError(f"data.path {str(root)!r} is not a folder: it must hold one sub-folder of images per class.")
-  classes, _ = inputs.class_folders(root)
+  classes, _ = trees.class_folders(trees.folder(root).names)
   if not classes:
     raise UserError(f"data.path {str(root)!r} has no sub-folders: it must hold one sub-folder of images per class.")
 
@@ -194,7 +194,7 @@ def folder(config):
     name=root.resolve().name,
     train=pick(train),
     heldout=pick(heldout),
-    class_names=tuple(classes),
+    class_names=imagenet.class_names(classes)[0],
     image_shape=(config.resolution, config.resolution, 3),
   )
 

@@ -1,0 +1,135 @@
+"""What prepare reads, in parts that can be handed to another process: labelled images in files, in an archive, or in memory."""
+
+import dataclasses
+import functools
+import hashlib
+import io
+import json
+import os
+import pathlib
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from cfg.data import decode
+
+
+@dataclasses.dataclass(frozen=True)
+class Files:
+  """Labelled image files, named relative to a folder."""
+
+  root: pathlib.Path
+  names: Sequence[str]
+  labels: np.ndarray
+
+  def __len__(self):
+    return len(self.names)
+
+  def read(self, i):
+    """uint8 [H,W,3]; UserError if it cannot be read."""
+    return decode.read_rgb(self.root / self.names[i])
+
+  def part(self, rows):
+    """The examples of a slice."""
+    return Files(self.root, self.names[rows], self.labels[rows])
+
+  def fingerprint(self):
+    """Of names, lengths and labels."""
+    return _fingerprint(self.names, [(self.root / name).stat().st_size for name in self.names], self.labels)
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+  """Where a file's bytes are in an archive: from `offset`, `stored` of them, deflated or not; `size` when read."""
+
+  offset: int
+  stored: int
+  size: int
+  deflated: bool = False
+  crc: int | None = None
+
+  def read(self, path):
+    """The file's bytes; ValueError if they are damaged."""
+    data = os.pread(_descriptor(path), self.stored, self.offset)
+    if self.deflated:
+      try:
+        data = zlib.decompress(data, wbits=-15)
+      except zlib.error as e:
+        raise ValueError(str(e)) from e
+    if len(data) != self.size or (self.crc is not None and zlib.crc32(data) != self.crc):
+      raise ValueError("its bytes in the archive are damaged")
+    return data
+
+
+@functools.lru_cache(maxsize=8)
+def _descriptor(path):
+  return os.open(path, os.O_RDONLY)  # one for each archive and process, open until it ends
+
+
+@dataclasses.dataclass(frozen=True)
+class Members:
+  """Labelled image files in an archive, read where they lie: nothing is extracted."""
+
+  path: pathlib.Path
+  names: Sequence[str]
+  labels: np.ndarray
+  places: Sequence[Place]
+
+  def __len__(self):
+    return len(self.names)
+
+  def read(self, i):
+    """uint8 [H,W,3]; UserError if it cannot be read."""
+    name = f"{self.path.name}: {self.names[i]}"
+    try:
+      return decode.read_rgb(io.BytesIO(self.places[i].read(self.path)), name=name)
+    except (OSError, ValueError) as e:
+      raise decode.unreadable(name, e) from e
+
+  def part(self, rows):
+    """The examples of a slice."""
+    return Members(self.path, self.names[rows], self.labels[rows], self.places[rows])
+
+  def fingerprint(self):
+    """Of names, lengths and labels: that of the extracted files."""
+    return _fingerprint(self.names, [place.size for place in self.places], self.labels)
+
+
+@dataclasses.dataclass(frozen=True)
+class Arrays:
+  """Labelled images in memory, uint8 [N,H,W,3]; `names` tells them apart in reports."""
+
+  images: np.ndarray
+  names: Sequence[str]
+  labels: np.ndarray
+
+  def __len__(self):
+    return len(self.names)
+
+  def read(self, i):
+    """uint8 [H,W,3]."""
+    return self.images[i]
+
+  def part(self, rows):
+    """The examples of a slice."""
+    return Arrays(self.images[rows], self.names[rows], self.labels[rows])
+
+  def fingerprint(self):
+    """Of pixels and labels."""
+    return hashlib.sha256(np.ascontiguousarray(self.images)).hexdigest() + hashlib.sha256(np.ascontiguousarray(self.labels)).hexdigest()
+
+
+def _fingerprint(names, sizes, labels):
+  return hashlib.sha256(json.dumps([list(names), sizes, labels.tolist()]).encode()).hexdigest()
+
+
+@dataclasses.dataclass(frozen=True)
+class Input:
+  """Everything that is to be prepared: {"train": ..., maybe "val" or "test": ...}, and what was passed over, {name: reason}."""
+
+  kind: str
+  class_names: tuple[str, ...]
+  splits: dict
+  ignored: dict
+  class_ids: tuple[str, ...] | None = None  # ImageNet's synsets, where the classes are such
