@@ -208,6 +208,13 @@ def test_splits_of_a_folder_and_of_an_npz(pictures, tmp_path, photo):
     (tmp_path / "in" / "train" / "b" / file).unlink()
   with pytest.raises(UserError, match="classes b in"):
     inputs.open_input(tmp_path / "in")
+  flat = tmp_path / "flat"
+  for name in ("train/a/0.jpg", "val/0.jpg", "train/1.jpg"):
+    (flat / name).parent.mkdir(parents=True, exist_ok=True)
+    os.link(pictures / "flower" / "0.jpg", flat / name)
+  found = inputs.open_input(flat)
+  assert found.splits.keys() == {"train"}
+  assert found.ignored == {"train/1.jpg": "not in a class folder", "val/0.jpg": "not in a class folder", "val/": "no class folders with images"}
   x = np.stack([photo[:20, :20]] * 3)
   np.savez(tmp_path / "k.npz", x_train=x, y_train=np.uint8([0, 1, 2]), x_test=x[:1], y_test=np.uint8([1]), names=np.array(["a", "b", "c"]))
   found = inputs.open_input(tmp_path / "k.npz")

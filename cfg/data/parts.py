@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pathlib
+import struct
 import zlib
 from collections.abc import Sequence
 
@@ -41,25 +42,49 @@ class Files:
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-  """Where a file's bytes are in an archive: from `offset`, `stored` of them, deflated or not; `size` when read."""
+  """Where the `size` bytes of a file begin in a tar."""
 
   offset: int
+  size: int
+
+  def read(self, path):
+    """The file's bytes; ValueError if they are not all there."""
+    return _pread(path, self.size, self.offset)
+
+
+@dataclasses.dataclass(frozen=True)
+class ZipPlace:
+  """Where a file's local header begins in a zip, and its sizes as stored and as read.
+
+  The header is read with the file, not when the zip is listed: that would be a seek for each of a million files.
+  """
+
+  header: int
   stored: int
   size: int
-  deflated: bool = False
-  crc: int | None = None
+  deflated: bool
+  crc: int
 
   def read(self, path):
     """The file's bytes; ValueError if they are damaged."""
-    data = os.pread(_descriptor(path), self.stored, self.offset)
+    # PKZIP APPNOTE 4.3.7: the local header's name and extra field may be of other lengths than the directory's
+    signature, *_, name_length, extra_length = struct.unpack("<4s5H3L2H", _pread(path, 30, self.header))
+    data = _pread(path, self.stored, self.header + 30 + name_length + extra_length)
     if self.deflated:
       try:
         data = zlib.decompress(data, wbits=-15)
       except zlib.error as e:
         raise ValueError(str(e)) from e
-    if len(data) != self.size or (self.crc is not None and zlib.crc32(data) != self.crc):
+    if signature != b"PK\3\4" or len(data) != self.size or zlib.crc32(data) != self.crc:
       raise ValueError("its bytes in the archive are damaged")
     return data
+
+
+def _pread(path, count, offset):
+  data = os.pread(_descriptor(path), count, offset)
+  if len(data) != count:
+    raise ValueError("the archive is cut short")
+  return data
 
 
 @functools.lru_cache(maxsize=8)
@@ -74,7 +99,7 @@ class Members:
   path: pathlib.Path
   names: Sequence[str]
   labels: np.ndarray
-  places: Sequence[Place]
+  places: Sequence[Place | ZipPlace]
 
   def __len__(self):
     return len(self.names)

@@ -3,14 +3,13 @@
 import dataclasses
 import os
 import pathlib
-import struct
 import tarfile
 import zipfile
 
 from tqdm import tqdm
 
 from cfg.data import decode
-from cfg.data.parts import Files, Members, Place
+from cfg.data.parts import Files, Members, Place, ZipPlace
 from cfg.errors import UserError
 
 
@@ -36,10 +35,10 @@ class Folder:
 
 @dataclasses.dataclass(frozen=True)
 class Archive:
-  """A zip's or a tar's files, and those of the tars in a tar, read in place: {name: Place} by `places`."""
+  """A zip's or a tar's files, and those of the tars in a tar, read in place: by `places`."""
 
   path: pathlib.Path
-  places: dict[str, Place]
+  places: dict[str, Place | ZipPlace]
   folders: list[str]
 
   @property
@@ -78,7 +77,7 @@ def open_tree(path):
         return zip_archive(path)
       if tarfile.is_tarfile(path):
         return tar_archive(path)
-    except (OSError, zipfile.BadZipFile, tarfile.TarError, struct.error, EOFError) as e:
+    except (OSError, zipfile.BadZipFile, tarfile.TarError, EOFError) as e:
       raise UserError(f"the archive {str(path)!r} cannot be read ({e}): it may be cut short. Get it again.") from e
   raise UserError(
     f"{str(path)!r} cannot be prepared: give a folder of class sub-folders (or a zip or tar of them), a folder with ILSVRC2012's tars, Kaggle's "
@@ -100,20 +99,14 @@ def folder(path):
 def zip_archive(path):
   """A zip of stored or deflated files."""
   places, folders = {}, []
-  with zipfile.ZipFile(path) as archive, path.open("rb") as file:
+  with zipfile.ZipFile(path) as archive:
     for info in archive.infolist():
       if info.is_dir():
         folders.append(info.filename)
-        continue
-      if info.flag_bits & 1 or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+      elif info.flag_bits & 1 or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise UserError(f"{info.filename!r} in {str(path)!r} is encrypted, or compressed in a way that is not read here: extract the archive and give the folder.")
-      file.seek(info.header_offset)
-      # PKZIP APPNOTE 4.3.7: the local header's names may be of other lengths than the directory's
-      signature, *_, name_length, extra_length = struct.unpack("<4s5H3L2H", file.read(30))
-      if signature != b"PK\3\4":
-        raise zipfile.BadZipFile(f"there is no file where {info.filename!r} should start")
-      offset = info.header_offset + 30 + name_length + extra_length
-      places[info.filename] = Place(offset, info.compress_size, info.file_size, info.compress_type == zipfile.ZIP_DEFLATED, info.CRC)
+      else:
+        places[info.filename] = ZipPlace(info.header_offset, info.compress_size, info.file_size, info.compress_type == zipfile.ZIP_DEFLATED, info.CRC)
   return _visible(path, places, folders)
 
 
@@ -128,11 +121,11 @@ def tar_archive(path):
           with tarfile.open(fileobj=archive.extractfile(member), mode="r:") as inner:
             name = member.name.removesuffix(".tar")
             folders.append(f"{name}/")
-            places |= {f"{name}/{m.name.removeprefix('./')}": Place(member.offset_data + m.offset_data, m.size, m.size) for m in inner if _plain(m)}
+            places |= {f"{name}/{m.name.removeprefix('./')}": Place(member.offset_data + m.offset_data, m.size) for m in inner if _plain(m)}
         elif member.isdir():
           folders.append(f"{member.name.removeprefix('./')}/")
         elif _plain(member):
-          places[member.name.removeprefix("./")] = Place(member.offset_data, member.size, member.size)
+          places[member.name.removeprefix("./")] = Place(member.offset_data, member.size)
   except tarfile.ReadError as e:
     if path.suffix in (".gz", ".tgz", ".xz", ".bz2"):
       raise UserError(f"{str(path)!r} is a compressed tar, in which no file can be reached alone: extract it and give the folder.") from e
