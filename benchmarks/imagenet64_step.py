@@ -35,7 +35,7 @@ def main(batch_size=2, steps=3):
   seconds, losses = [], []
   for batch in pipeline.train_stream(dataset.train, batch_size=batch_size, seed=0, start_step=0, num_steps=steps):
     start = time.perf_counter()
-    state, metrics = step(state, batch)
+    state, metrics = step(state, step.place(batch))
     losses.append(float(metrics["loss"]))
     jax.block_until_ready(state)
     seconds.append(round(time.perf_counter() - start, 2))

@@ -38,12 +38,12 @@ def main(size="64x64", devices="1"):
   text = step._step.lower(state, rows, jax.random.key(0)).compile().as_text()
   lines = {m.group(1): m.group(0) for m in re.finditer(r"^\s*(?:ROOT )?%?([\w.-]+) = .*$", text, re.M)}
   for _ in range(2):
-    state, _ = step(state, rows)
+    state, _ = step(state, step.place(rows))
   jax.block_until_ready(state)
   with tempfile.TemporaryDirectory() as folder:
     with jax.profiler.trace(folder, create_perfetto_trace=True):
       for _ in range(STEPS):
-        state, _ = step(state, rows)
+        state, _ = step(state, step.place(rows))
       jax.block_until_ready(state)
     [trace] = pathlib.Path(folder).rglob("perfetto_trace.json.gz")
     events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]

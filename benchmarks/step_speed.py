@@ -78,7 +78,7 @@ def run_cfg(size, devices):
 
   def update():
     nonlocal state
-    state, metrics = step(state, rows)
+    state, metrics = step(state, step.place(rows))
     jax.block_until_ready((state, metrics))
 
   return {**result, "step": median_seconds(update)}

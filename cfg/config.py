@@ -12,6 +12,7 @@ from cfg.errors import UserError
 FREE = frozenset({
   "model.remat",
   "train.accumulate",
+  "train.data_workers",
   "train.fsdp",
   "train.num_steps",
   "train.log_every_steps",
@@ -75,6 +76,7 @@ def check_values(config):
      "one rate or more, each at least 0 and below 1"),
     (config.schedule.logsnr_min < config.schedule.logsnr_max, "schedule.logsnr_min", config.schedule.logsnr_min,
      "below schedule.logsnr_max"),
+    (train.get("data_workers", 0) >= 0, "train.data_workers", train.get("data_workers"), "a number of processes, 0 for none"),
     (config.cpu_devices >= 1, "cpu_devices", config.cpu_devices, "at least 1"),
   ]
   for holds, name, value, meaning in rules:

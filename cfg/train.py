@@ -97,14 +97,14 @@ def _train_from(config, *, model, dataset, mesh, workdir, checkpoints):
     files.write_text(workdir / "parameters.txt", parameter_overview.get_parameter_overview(state.params, include_stats=False) + "\n")
     log.info("the network has %s parameters, listed in %s", f"{unet.num_params(state.params):,}", workdir / "parameters.txt")
 
-  stream = pipeline.train_stream(
-    dataset.train, batch_size=config.train.batch_size, seed=config.seed, start_step=step,
-    num_steps=config.train.num_steps, host_index=jax.process_index(), host_count=jax.process_count(),
-  )
   watcher = watch.Watcher(config, model=model, dataset=dataset, mesh=mesh, workdir=workdir)
   step_fn = TrainStep(config, model=model, optimizer=optimizer, mesh=mesh, state=state)
+  stream = pipeline.train_stream(
+    dataset.train, batch_size=config.train.batch_size, seed=config.seed, start_step=step, num_steps=config.train.num_steps,
+    host_index=jax.process_index(), host_count=jax.process_count(), num_workers=config.train.get("data_workers", 0), place=step_fn.place,
+  )
   progress = logs.Progress("train", total=config.train.num_steps, unit="steps", initial=step)
-  with logs.MetricsLog(workdir, step=step) as metrics_log, progress, StopRequest() as stop:
+  with logs.MetricsLog(workdir, step=step) as metrics_log, progress, stream, StopRequest() as stop:
     meter = make_meter(config, model=model, image_shape=dataset.image_shape, mesh=mesh)
     observer = watch.Observer(config.train, watcher=watcher, metrics_log=metrics_log, progress=progress, meter=meter)
     for batch in meter.waiting_for(stream):

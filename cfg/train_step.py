@@ -105,7 +105,9 @@ def state_init(config, *, model, optimizer, image_shape):
 
 
 class TrainStep:
-  """(state, this host's batch) -> (state, metrics): `train_step` jitted over the mesh, the state donated.
+  """(state, a placed batch) -> (state, metrics): `train_step` jitted over the mesh, the state donated.
+
+  `place` puts this host's batch on the devices; it may run ahead, in another thread.
 
   With config.train.accumulate > 1 the batch goes through the network in so many
   micro-batches, whose gradients are summed in float32 before one update: the same
@@ -140,13 +142,17 @@ class TrainStep:
       in_shardings=(states, totals), out_shardings=(states, whole), donate_argnums=0,
     )
 
-  def __call__(self, state, batch):
+  def place(self, batch):
+    """This host's batch on the devices: a list of its micro-batches."""
+    return [sharding.put_batch(self._mesh, part) for part in split(batch, self._parts)]
+
+  def __call__(self, state, placed):
     if self._parts == 1:
-      state, metrics = self._step(state, sharding.put_batch(self._mesh, batch), self._seed_key)
+      state, metrics = self._step(state, *placed, self._seed_key)
     else:
       total = self._zeros()
-      for part in split(batch, self._parts):
-        total = self._add(total, state.params, sharding.put_batch(self._mesh, part), self._seed_key)
+      for part in placed:
+        total = self._add(total, state.params, part, self._seed_key)
       state, metrics = self._apply(state, total)
     if self.compilations() > 1:
       warnings.warn("the training step was compiled again: its inputs changed shape, type or sharding", RuntimeWarning, stacklevel=1)

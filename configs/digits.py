@@ -68,6 +68,7 @@ def get_config():
 
   config.train = section(dict(
     batch_size=128,  # of all devices together
+    data_workers=0,  # processes that read and decode images; 0: threads, which are enough for prepared data
     accumulate=1,  # micro-batches an update is made of: the same update in less memory
     fsdp=1,  # devices over which parameters, averages and moments are split; 1: each has a copy
     num_steps=400,

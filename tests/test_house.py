@@ -23,7 +23,7 @@ HOMES = {
   "array_record": {"data"},
   "optax": {"optim", "train_step", "evaluation"},
   "flax": {"models", "train_state"},
-  "absl": {"main"},
+  "absl": {"main", "data"},  # grain's worker processes want its flags parsed
   "ml_collections": {"main", "config"},
   "safetensors": {"interop"},
   "clu": {"train"},

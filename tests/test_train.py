@@ -40,7 +40,7 @@ def run(config, mesh, data, model, optimizer, state):
   step = train_step.TrainStep(config, model=model, optimizer=optimizer, mesh=mesh, state=state)
   losses, norms = [], []
   for batch in data:
-    state, metrics = step(state, batch)
+    state, metrics = step(state, step.place(batch))
     losses.append(float(metrics["loss"]))
     norms.append(float(metrics["grad_norm"]))
   return np.array(losses), np.array(norms), state, step.compilations()
@@ -144,10 +144,10 @@ def test_a_second_compilation_is_noticed(config, digits, mesh1):
   model, optimizer, state = set_up(config, mesh1)
   step = train_step.TrainStep(config, model=model, optimizer=optimizer, mesh=mesh1, state=state)
   batch = batches(digits, 1)[0]
-  state, _ = step(state, batch)
-  state, _ = step(state, batch)
+  state, _ = step(state, step.place(batch))
+  state, _ = step(state, step.place(batch))
   with pytest.raises(RuntimeWarning, match="compiled again"):
-    step(state, {name: value[:8] for name, value in batch.items()})
+    step(state, step.place({name: value[:8] for name, value in batch.items()}))
 
 
 def test_dropout_masks_differ_between_micro_batches_and_steps(config, digits, mesh1):

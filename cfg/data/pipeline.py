@@ -7,6 +7,7 @@ content and order of global batches do not depend on the number of hosts.
 
 import grain
 import numpy as np
+from absl import flags
 
 from cfg.data.sources import Rows
 from cfg.errors import UserError
@@ -36,8 +37,33 @@ class _Batches:
     }
 
 
-def train_stream(source, *, batch_size, seed, start_step, num_steps, host_index=0, host_count=1, num_threads=2):
-  """Iterate over this host's batches for steps [start_step, num_steps).
+class Stream:
+  """An iterator over batches; `close` ends the threads and processes that read ahead, as leaving a `with` block does."""
+
+  def __init__(self, iterator):
+    self._iterator = iterator
+
+  def __iter__(self):
+    return self
+
+  def __next__(self):
+    return next(self._iterator)
+
+  def close(self):
+    """Stop reading ahead."""
+    self._iterator.close()
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *_):
+    self.close()
+
+
+def train_stream(
+  source, *, batch_size, seed, start_step, num_steps, host_index=0, host_count=1, num_workers=0, num_threads=2, place=None, num_placed=2
+):
+  """A Stream of this host's batches for steps [start_step, num_steps).
 
   Args:
     source: random access to {"image", "label"}.
@@ -47,7 +73,10 @@ def train_stream(source, *, batch_size, seed, start_step, num_steps, host_index=
     num_steps: the step to stop before.
     host_index: which share of the batch, of host_count equal ones.
     host_count: number of hosts.
-    num_threads: that read ahead.
+    num_workers: processes that read ahead, for sources that need more than one process can decode; 0: threads of this one.
+    num_threads: that read ahead, in each process.
+    place: what is done with each batch before it is handed out, ahead and in a thread: putting it on devices.
+    num_placed: how many batches ahead.
 
   Yields:
     {"image": uint8 [b,H,W,C], "label": int32 [b], "index": uint32 [b]}, b = batch_size / host_count;
@@ -61,7 +90,21 @@ def train_stream(source, *, batch_size, seed, start_step, num_steps, host_index=
     host_index=host_index, host_count=host_count,
   )
   options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=4 * num_threads)
-  return iter(grain.MapDataset.source(batches).to_iter_dataset(options))
+  stream = grain.MapDataset.source(batches).to_iter_dataset(options)
+  if num_workers:
+    if not flags.FLAGS.is_parsed():  # grain's processes read absl's flags, which a caller that is no absl program has not
+      flags.FLAGS.mark_as_parsed()
+    # whole batches are what the workers share out, and grain hands them on in order: the stream is the same
+    stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=2))
+    stream = stream.map(_copy)
+  if place is not None:
+    stream = grain.experimental.ThreadPrefetchIterDataset(stream.map(place), prefetch_buffer_size=num_placed)
+  return Stream(iter(stream))
+
+
+def _copy(batch):
+  """Out of the memory shared with a worker, which it frees."""
+  return {name: np.array(array, subok=False) for name, array in batch.items()}
 
 
 def epoch_batches(source, *, batch_size):
