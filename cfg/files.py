@@ -39,5 +39,6 @@ def write_npz(path, arrays):
 
 def read_npz(path):
   """Read what `write_npz` wrote; never unpickles."""
-  with np.load(path, allow_pickle=False) as archive:
+  # np.load leaves a file open that it cannot read
+  with pathlib.Path(path).open("rb") as file, np.load(file, allow_pickle=False) as archive:
     return {name: archive[name] for name in archive.files}

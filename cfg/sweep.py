@@ -37,7 +37,7 @@ def sweep(config, *, dataset, mesh, workdir):
   """
   workdir = pathlib.Path(workdir)
   settings = config.sweep
-  check_settings(settings, num_classes=dataset.num_classes, feature_dim=config.judge.feature_dim, mesh=mesh)
+  check_settings(settings, num_classes=dataset.num_classes, feature_dim=extractors.feature_dim(config), mesh=mesh)
   config_lib.check_guidable(config, settings.w)
   trained = open_trained(workdir, config=config, mesh=mesh, ema=settings.ema)
   extractor = extractors.get_judge(config, dataset=dataset, workdir=workdir)
@@ -139,7 +139,7 @@ def measure_references(judge, *, dataset, batch_size):
   if references["train"].count <= dim:
     raise UserError(
       f"the training split has {references['train'].count} images but the extractor {dim} features: FID needs more images "
-      "than features. Use more images, or lower judge.feature_dim."
+      "than features. Use more images, or a judge with fewer (judge.feature_dim of one that is trained here)."
     )
   return references
 

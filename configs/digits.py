@@ -99,8 +99,11 @@ def get_config():
     ema=config_dict.placeholder(float),  # None: the first of train.ema_decays
   ))
 
-  # the classifier in whose features FID and IS are measured, cfg.models.judge.Judge
+  # the classifier in whose features FID and IS are measured: cfg.models.judge.Judge, trained on the training split
   config.judge = section(dict(
+    # a file of akamaster/pytorch_resnet_cifar10 (.th, or .npz of its state dict), used instead where the data are CIFAR-10: then
+    # of the fields below only batch_size and min_accuracy count
+    path="",
     ch=32,
     levels=2,
     feature_dim=64,

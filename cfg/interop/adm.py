@@ -141,7 +141,7 @@ def make_config(model, facts):
     "sampler": {"name": "ancestral", "num_steps": 256, "var_interp": 0.3 if facts.image_size <= 64 else 0.2, "clip_x": True},
     "sweep": {"w": (0.0,), "num_samples": 50_000, "num_blocks": 5, "batch_size": 64, "seed": 0, "ema": None},
     "judge": {
-      "ch": 64, "levels": 4, "feature_dim": 256, "dropout": 0.3, "num_steps": 20_000, "batch_size": 256,
+      "path": "", "ch": 64, "levels": 4, "feature_dim": 256, "dropout": 0.3, "num_steps": 20_000, "batch_size": 256,
       "learning_rate": 1e-3, "warmup_steps": 500, "weight_decay": 1e-3, "min_accuracy": 0.0,
     },
   }
