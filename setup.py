@@ -33,6 +33,7 @@ setup(
     "pillow>=11",
     "safetensors>=0.5,<1",
     "scikit-learn>=1.5,<2",
+    "scipy>=1.13,<2",
     "tensorboardX>=2.6,<3",
     "threadpoolctl>=3,<4",
     "tqdm>=4.66,<5",
