@@ -61,6 +61,38 @@ def test_global_batches_do_not_depend_on_hosts(digits, batches, hosts):
     assert same(joined, batches[step])
 
 
+@pytest.mark.parametrize("host", [0, 1])
+def test_worker_processes_change_nothing(digits, batches, host):
+  """Three workers, two hosts, from the middle of an epoch: the same shares of the same batches in the same order."""
+  with pipeline.train_stream(
+    digits.train, batch_size=32, seed=0, start_step=17, num_steps=60, host_index=host, host_count=2, num_workers=3, place=lambda batch: (batch, "placed")
+  ) as placed:
+    got = list(placed)
+  assert len(got) == 43 and {word for _, word in got} == {"placed"}
+  for (batch, _), whole in zip(got, batches[17:60], strict=True):
+    assert same(batch, {name: a[16 * host : 16 * host + 16] for name, a in whole.items()})
+    assert all(type(a) is np.ndarray for a in batch.values())
+
+
+class Damaged:
+  """A source one of whose images cannot be read."""
+
+  def __len__(self):
+    return 64
+
+  def __getitem__(self, i):
+    if i == 40:
+      raise UserError("file 40 cannot be read")
+    return {"image": np.zeros((2, 2, 3), np.uint8), "label": np.int32(0)}
+
+
+def test_what_a_worker_cannot_read_is_named():
+  """The error of a worker process, and of the thread that places, is the one that a user reads."""
+  with pytest.raises(UserError, match="file 40"):
+    with pipeline.train_stream(Damaged(), batch_size=8, seed=0, start_step=0, num_steps=8, num_workers=1, place=lambda batch: batch) as placed:
+      list(placed)
+
+
 def test_every_epoch_is_a_new_permutation(digits, batches):
   """An epoch has every image once; the next has them in another order; the index is the place in the stream."""
   index = np.concatenate([b["index"] for b in batches])
