@@ -150,8 +150,9 @@ def test_other_networks_are_refused(tmp_path, arrays, words):
     interop.read(tmp_path / "resnet.npz")
 
 
+@pytest.mark.filterwarnings("error")
 def test_other_files_are_refused(npz, tmp_path):
-  """Absent, empty, cut short, text, a single array, Python objects, no file of PyTorch: one sentence each, and nothing unpickled."""
+  """Absent, empty, cut short, text, a single array, Python objects, no file of PyTorch: one sentence each, nothing unpickled, no file left open."""
   whole = npz.read_bytes()
   for content in (b"", whole[:1000], b"hello", b"PK\x03\x04"):
     npz.write_bytes(content)
