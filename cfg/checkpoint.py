@@ -85,16 +85,6 @@ class Checkpoints:
       )
     return None
 
-  def read_meta(self):
-    """The meta of the newest step whose meta can be read, without its arrays; None where there is none."""
-    for step in self.steps():
-      path = self._dir / str(step) / META / "metadata"
-      try:
-        return json.loads(path.read_text())
-      except (OSError, ValueError):
-        continue
-    return None
-
   def intact(self, step):
     """Whether the files of `step` are what was written."""
     return self._damage(step) is None
@@ -139,6 +129,21 @@ class Checkpoints:
 def directory(workdir):
   """Where the checkpoints of a work directory are."""
   return pathlib.Path(workdir).absolute() / "checkpoints"
+
+
+def read_meta(workdir):
+  """The meta of the newest step whose meta can be read; None where there is none.
+
+  Orbax's manager, which would start jax's devices, is left out: the meta holds the config that says how to start them.
+  """
+  folder = directory(workdir)
+  steps = [int(p.name) for p in folder.iterdir() if p.name.isdecimal()] if folder.is_dir() else []
+  for step in sorted(steps, reverse=True):
+    try:
+      return json.loads((folder / str(step) / META / "metadata").read_text())
+    except (OSError, ValueError):
+      continue
+  return None
 
 
 def _hash_files(directory):

@@ -60,7 +60,7 @@ def train(config, *, dataset, mesh, workdir):
   sharding.check_batch_size(mesh, "heldout.batch_size", config.heldout.batch_size)
   model = unet.from_config(config.model, num_classes=dataset.num_classes, image_shape=dataset.image_shape)
   with checkpoint.Checkpoints(workdir, keep=config.train.keep_checkpoints) as checkpoints:
-    meta = checkpoints.read_meta()
+    meta = checkpoint.read_meta(workdir)
     if meta is not None:
       config_lib.check_same_run(config, meta["config"], workdir=workdir)
       if meta["step"] > config.train.num_steps:

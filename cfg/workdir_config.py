@@ -15,13 +15,9 @@ def get_config(workdir):
     UserError: there is no network.
   """
   workdir = pathlib.Path(workdir)
-  if checkpoint.directory(workdir).is_dir():
-    with checkpoint.Checkpoints(workdir) as checkpoints:
-      meta = checkpoints.read_meta()
-  elif (workdir / weights.NAME).is_file():
+  meta = checkpoint.read_meta(workdir)
+  if meta is None and (workdir / weights.NAME).is_file():
     meta = weights.read_meta(workdir / weights.NAME)
-  else:
-    meta = None
   if meta is None:
     raise UserError(f"there is no network in {str(workdir)!r}: give a config, --config=configs/digits.py for example, or the --workdir of a trained model.")
   return config_lib.from_json(meta["config"])

@@ -37,7 +37,7 @@ def test_round_trip(saved, mesh8):
     assert checkpoints.steps() == [2, 1]
     assert sorted(p.name for p in (saved / "checkpoints").glob("*.json")) == ["1.sha256.json", "2.sha256.json"]
     step, state, meta = checkpoints.restore()
-    assert step == 2 and meta == checkpoints.read_meta() == {"step": 2, "config": {"a": [1, 2]}}
+    assert step == 2 and meta == checkpoint.read_meta(saved) == {"step": 2, "config": {"a": [1, 2]}}
     assert checkpoint.tree_hash(state) == checkpoint.tree_hash(tree(2))
     _, placed, _ = checkpoints.restore(target=jax.device_put(tree(0), sharding.replicated(mesh8)))
     assert checkpoint.tree_hash(placed) == checkpoint.tree_hash(tree(2))
@@ -77,8 +77,10 @@ def test_nothing_intact_is_an_error_and_nothing_there_is_none(saved, tmp_path_fa
     flip(largest_file(saved, step))
   with checkpoint.Checkpoints(saved) as checkpoints, pytest.raises(UserError, match="none of the checkpoints"):
     checkpoints.restore()
-  with checkpoint.Checkpoints(tmp_path_factory.mktemp("empty")) as checkpoints:
-    assert checkpoints.restore() is None and checkpoints.read_meta() is None
+  empty = tmp_path_factory.mktemp("empty")
+  assert checkpoint.read_meta(empty) is None
+  with checkpoint.Checkpoints(empty) as checkpoints:
+    assert checkpoints.restore() is None and checkpoint.read_meta(empty) is None
 
 
 def test_tree_hash_sees_everything(mesh8):

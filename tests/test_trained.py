@@ -44,6 +44,17 @@ def workdir(tmp_path_factory):
   return path, checkpoint.tree_hash(state.ema["0.99"])
 
 
+def test_a_work_directory_knows_its_config(workdir, tmp_path):
+  """Without --config the command takes the directory's own, number of virtual devices included, and exports what was trained."""
+  path, sha = workdir
+  done = subprocess.run(
+    [sys.executable, "-m", "cfg.main", f"--workdir={path}", "--mode=export", "--config.train.fsdp=1", f"--out={tmp_path / 'w.safetensors'}"],
+    cwd=ROOT, capture_output=True, text=True,
+  )
+  assert done.returncode == 0, done.stderr
+  assert sha[:12] in done.stdout and (tmp_path / "w.safetensors").is_file()
+
+
 def test_a_checkpoint_of_eight_devices_opens_on_one(workdir):
   """In another process that has one CPU device, with one function, knowing neither config, tree nor mesh."""
   path, expected = workdir
