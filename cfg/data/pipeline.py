@@ -5,6 +5,8 @@ examples [step B, (step + 1) B); a host takes its contiguous share of it, so the
 content and order of global batches do not depend on the number of hosts.
 """
 
+import signal
+
 import grain
 import numpy as np
 from absl import flags
@@ -95,11 +97,16 @@ def train_stream(
     if not flags.FLAGS.is_parsed():  # grain's processes read absl's flags, which a caller that is no absl program has not
       flags.FLAGS.mark_as_parsed()
     # whole batches are what the workers share out, and grain hands them on in order: the stream is the same
-    stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=2))
+    stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=2), _leave_interrupts)
     stream = stream.map(_copy)
   if place is not None:
     stream = grain.experimental.ThreadPrefetchIterDataset(stream.map(place), prefetch_buffer_size=num_placed)
   return Stream(iter(stream))
+
+
+def _leave_interrupts(*_):
+  """Ctrl-C reaches every process of a terminal: the training process saves, and then ends its workers."""
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _copy(batch):
