@@ -16,6 +16,7 @@ setup(
   long_description_content_type="text/markdown",
   license="Apache-2.0",
   packages=find_packages(include=["cfg", "cfg.*"]),
+  package_data={"cfg": ["data/imagenet_classes.txt"]},
   python_requires=">=3.11",
   install_requires=[
     "absl-py>=2.1",

@@ -3,8 +3,8 @@
 Command:  python -m cfg.data.prepare cifar-10-batches-bin prepared/cifar10 --resolution=32   # the binary archive, extracted
           python -m cfg.main --config=configs/cifar10_cpu.py --mode=train
           In stages: --config.train.num_steps=2000, then 4000, ...: each goes on where the last one ended.
-Hardware: two CPU cores, 3 GB of memory.
-Time:     about 66 images/s, a second for each step, on a machine that does nothing else.
+Hardware: two CPU cores.
+Time:     two hours; 64 to 69 images/s, a second for each step, on a machine that does nothing else. docs/cifar10 has what came.
 
 0.85 GFLOP forward, 3.2 million parameters. CIFAR-10's usual diffusion models see 100 million images and more; this one sees a few
 hundred thousand. Expect colours, places and rough shapes of the classes, no sharp objects. The paper has no such experiment.

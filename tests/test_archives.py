@@ -116,6 +116,11 @@ def test_ilsvrc_tars(ilsvrc, expected, images, tmp_path):
   os.link(ilsvrc / imagenet.VAL_TAR, alone / imagenet.VAL_TAR)
   with pytest.raises(UserError, match="devkit_t12.tar.gz, which holds its labels"):
     inputs.open_input(alone)
+  whole = (ilsvrc / imagenet.TRAIN_TAR).read_bytes()
+  (tmp_path / "cut").mkdir()
+  (tmp_path / "cut" / imagenet.TRAIN_TAR).write_bytes(whole[: len(whole) // 2])
+  with pytest.raises(UserError, match="img_train.tar.*cut short"):
+    inputs.open_input(tmp_path / "cut")
   (alone / imagenet.DEVKIT).write_bytes((ilsvrc / imagenet.DEVKIT).read_bytes()[:200])
   with pytest.raises(UserError, match="not the development kit"):
     inputs.open_input(alone)
@@ -159,7 +164,7 @@ def test_kaggle(kaggle, expected, tmp_path, form):
 def test_kaggle_without_its_table(kaggle, tmp_path):
   """Without the labels of the validation images there is no such split, and the manifest says why; with wrong ones it is an error."""
   path = tmp_path / "k.zip"
-  for change in ({"LOC_val_solution.csv": None}, {"LOC_val_solution.csv": b"ImageId,PredictionString\nother,n01440764 1 2 3 4\n"}):
+  for change in ({"LOC_val_solution.csv": b"a,b\n1,2\n"}, {"LOC_val_solution.csv": None}, {"LOC_val_solution.csv": b"ImageId,PredictionString\nother,n01440764 1 2 3 4\n"}):
     with zipfile.ZipFile(path, "w") as archive:
       for name, data in {**kaggle, **change}.items():
         if data is not None:
@@ -168,7 +173,7 @@ def test_kaggle_without_its_table(kaggle, tmp_path):
       found = inputs.open_input(path)
       assert found.splits.keys() == {"train"} and "LOC_val_solution.csv" in found.ignored["ILSVRC/Data/CLS-LOC/val/"]
     else:
-      with pytest.raises(UserError, match="nothing is known of ILSVRC2012_val_00000001.JPEG"):
+      with pytest.raises(UserError, match="nothing is known of ILSVRC2012_val_00000001.JPEG|not Kaggle's table"):
         inputs.open_input(path)
 
 

@@ -46,16 +46,16 @@ def ilsvrc_tars(tree):
   """
   if TRAIN_TAR not in tree.names:
     return None
-  train = trees.tar_archive(tree.path / TRAIN_TAR)
+  train = trees.open_tree(tree.path / TRAIN_TAR)
   classes, _ = trees.class_folders(train.names)
   strange = sorted(classes.keys() - synsets().keys())
   if strange or not classes:
     raise UserError(f"{TRAIN_TAR} in {str(tree.path)!r} has {'the part ' + strange[0] if strange else 'nothing in it'}: it must hold a tar for each class, n01440764.tar ...")
-  splits = {"train": _labelled(train, classes)}
+  splits = {"train": train.images(*trees.labelled(classes, list(classes)))}
   if VAL_TAR in tree.names:
     if DEVKIT not in tree.names:
       raise UserError(f"{str(tree.path)!r} has {VAL_TAR} but not {DEVKIT}, which holds its labels: put it there too, or take the first away.")
-    val = trees.tar_archive(tree.path / VAL_TAR)
+    val = trees.open_tree(tree.path / VAL_TAR)
     splits["val"] = _flat(val, dict(zip(sorted(val.places), devkit_labels(tree.path / DEVKIT))), list(classes))
   names, ids = class_names(classes)
   return Input("ilsvrc2012", names, splits, {}, ids)
@@ -68,22 +68,19 @@ def kaggle(tree):
     return None
   train, val = (tree.under(f"{prefix}Data/CLS-LOC/{split}/") for split in ("train", "val"))
   classes, _ = trees.class_folders(train.names)
-  splits, ignored = {"train": _labelled(train, classes)}, {}
+  splits, ignored = {"train": train.images(*trees.labelled(classes, list(classes)))}, {}
   labels = next((name for name in tree.names if name.split("/")[-1] == KAGGLE_VAL_LABELS), None)
   if val.names and labels:
-    rows = csv.DictReader(io.StringIO(tree.read(labels).decode("utf-8")))
-    known = {f"{row['ImageId']}.JPEG": row["PredictionString"].split()[0] for row in rows}
+    try:
+      rows = csv.DictReader(io.StringIO(tree.read(labels).decode("utf-8")))
+      known = {f"{row['ImageId']}.JPEG": row["PredictionString"].split()[0] for row in rows}
+    except (OSError, ValueError, KeyError, IndexError, AttributeError) as e:
+      raise UserError(f"{labels} of {str(tree.path)!r} is not Kaggle's table of boxes, or is damaged ({type(e).__name__}: {e}): get it again.") from e
     splits["val"] = _flat(val, known, list(classes))
   elif val.names:
     ignored[f"{prefix}Data/CLS-LOC/val/"] = f"there is no {KAGGLE_VAL_LABELS} with its labels"
   names, ids = class_names(classes)
   return Input("kaggle", names, splits, ignored, ids)
-
-
-def _labelled(tree, classes):
-  """The images of class folders, numbered in their order."""
-  labels = np.repeat(np.arange(len(classes), dtype=np.int32), [len(images) for images in classes.values()])
-  return tree.images([name for images in classes.values() for name in images], labels)
 
 
 def _flat(tree, label_of, classes):

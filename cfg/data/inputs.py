@@ -47,11 +47,7 @@ def folder(tree):
   strange = sorted({name for classes in listed.values() for name in classes} - set(folders))
   if strange:
     raise UserError(f"the classes {', '.join(strange[:5])} in {str(tree.path)!r} have no images to train on: every split must have classes of {str(parts['train'].path)!r}.")
-  number = {name: i for i, name in enumerate(folders)}
-  splits = {}
-  for split, classes in listed.items():
-    labels = np.asarray([number[name] for name, images in classes.items() for _ in images], np.int32)
-    splits[split] = parts[split].images([image for images in classes.values() for image in images], labels)
+  splits = {split: parts[split].images(*trees.labelled(classes, folders)) for split, classes in listed.items()}
   names, ids = imagenet.class_names(folders)
   return Input("folder", names, splits, ignored, ids)
 

@@ -6,6 +6,7 @@ import pathlib
 import tarfile
 import zipfile
 
+import numpy as np
 from tqdm import tqdm
 
 from cfg.data import decode
@@ -166,3 +167,10 @@ def class_folders(names):
     elif file and not name.endswith("/"):
       others[name] = "not an image by its ending"
   return classes, others
+
+
+def labelled(classes, folders):
+  """(names, labels int32) of what `class_folders` gave; a class's number is its place in `folders`."""
+  number = {folder: i for i, folder in enumerate(folders)}
+  names = [name for images in classes.values() for name in images]
+  return names, np.asarray([number[folder] for folder, images in classes.items() for _ in images], np.int32)
