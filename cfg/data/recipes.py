@@ -11,6 +11,7 @@ import functools
 
 import numpy as np
 from PIL import Image
+from scipy import sparse
 
 
 def area(image, size):
@@ -52,18 +53,19 @@ def centre_square(image):
 
 @functools.lru_cache(maxsize=64)
 def _area_weights(size_in, size_out):
-  """[size_out, size_in]: the share of each input cell in each output cell's interval; rows sum to 1."""
+  """[size_out, size_in]: the share of each input cell in each output cell's interval; rows sum to 1.
+
+  Sparse: so few of them are not 0; and dense products run on threads of their own, of which every reader would start some.
+  """
   edges = np.arange(size_out + 1) * (size_in / size_out)
   cells = np.arange(size_in)
   overlap = np.minimum(edges[1:, None], cells + 1) - np.maximum(edges[:-1, None], cells)
-  return np.clip(overlap, 0, None) * (size_out / size_in)
+  return sparse.csr_array(np.clip(overlap, 0, None) * (size_out / size_in))
 
 
 def area_resize(image, size):
   """Mean of the input over each output pixel's area, rounded to uint8."""
-  rows = _area_weights(image.shape[0], size)
-  cols = _area_weights(image.shape[1], size)
   height, width, channels = image.shape
-  mean = (rows @ image.reshape(height, width * channels).astype(np.float64)).reshape(size, width, channels)
-  mean = cols @ mean
-  return np.clip(np.rint(mean), 0, 255).astype(np.uint8)
+  mean = (_area_weights(height, size) @ image.reshape(height, width * channels).astype(np.float64)).reshape(size, width, channels)
+  mean = _area_weights(width, size) @ mean.transpose(1, 0, 2).reshape(width, size * channels)
+  return np.clip(np.rint(mean), 0, 255).astype(np.uint8).reshape(size, size, channels).transpose(1, 0, 2)
