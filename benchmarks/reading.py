@@ -56,7 +56,7 @@ def open_store(root, store):
   if store == "files":
     data = digits.get_config().data
     data.update(name="folder", path=str(root / "files"), resolution=SIDE)
-    return sources.folder(data).train
+    return sources.folder(data).train.source
   source = records.open_split(root / "records", records.read_manifest(root / "records"), "train")
   if store == "memory":
     rows = [source[i] for i in range(len(source))]
@@ -100,7 +100,7 @@ class TorchImages:
   """A torch.utils.data.Dataset: each image decoded, flipped at random and made float32 in [-1, 1]."""
 
   def __init__(self, source):
-    self.source = source
+    self.source, self.part = source, getattr(source, "part", None)  # files
 
   def __len__(self):
     return len(self.source)
@@ -109,9 +109,9 @@ class TorchImages:
     import torch
     from PIL import Image
 
-    if hasattr(self.source, "paths") and hasattr(self.source, "recipe"):  # files
-      with Image.open(self.source.paths[i]) as file:
-        image, label = np.asarray(file.convert("RGB")), int(self.source.labels[i])
+    if self.part is not None:
+      with Image.open(self.part.root / self.part.names[i]) as file:
+        image, label = np.asarray(file.convert("RGB")), int(self.part.labels[i])
     else:
       image, label = self.source[i].values()
     if torch.rand(()) < 0.5:

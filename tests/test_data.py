@@ -1,5 +1,7 @@
 """The digits, image folders, and the stream."""
 
+import pathlib
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -144,6 +146,11 @@ def folder(tmp_path, config):
   return tmp_path, load
 
 
+def name_of(rows, i):
+  """The file of an example of a folder."""
+  return pathlib.PurePath(rows.source.part.names[rows.rows[i]])
+
+
 def test_folder_of_class_folders(folder):
   """Classes by name, labels by folder, pictures as uint8 RGB squares; a fifth of each class held out."""
   path, load = folder
@@ -153,7 +160,7 @@ def test_folder_of_class_folders(folder):
   for i in range(8):
     example = data.train[i]
     assert example["image"].shape == (8, 8, 3) and example["image"].dtype == np.uint8
-    assert data.train.paths[i].parent.name == data.class_names[example["label"]]
+    assert name_of(data.train, i).parent.name == data.class_names[example["label"]]
   batch = next(pipeline.train_stream(data.train, batch_size=4, seed=0, start_step=0, num_steps=1))
   assert batch["image"].shape == (4, 8, 8, 3)
 
@@ -165,29 +172,51 @@ def test_a_folder_follows_its_recipe(folder):
   for name, recipe in recipes.RECIPES.items():
     source = load(recipe=name).train
     found[name] = source[0]["image"]
-    with Image.open(source.paths[0]) as image:
+    with Image.open(source.source.part.root / name_of(source, 0)) as image:
       np.testing.assert_array_equal(found[name], recipe(np.asarray(image.convert("RGB")), 8))
   assert not np.array_equal(found["area"], found["adm"]) and not np.array_equal(found["adm"], found["edm"])
   with pytest.raises(UserError, match="data.recipe is 'are'.*did you mean 'area'"):
     load(recipe="are")
 
 
-def test_folder_errors_name_the_place(folder, tmp_path_factory):
-  """Missing, empty, too few, not an image: one sentence each, with the path."""
+def test_folder_errors_name_the_place(folder, tmp_path_factory, caplog):
+  """Missing, empty, too few, not an image: one sentence each, with the path; an empty class and other files are passed over aloud."""
   path, load = folder
   with pytest.raises(UserError, match="is not a folder"):
     load(path=str(path / "nowhere"))
-  with pytest.raises(UserError, match="no sub-folders"):
+  with pytest.raises(UserError, match="no sub-folders with images"):
     load(path=str(tmp_path_factory.mktemp("empty")))
   with pytest.raises(UserError, match="data.path is empty"):
     load(path="")
+  lonely = tmp_path_factory.mktemp("lonely")
+  for name in ("zebra", "猫"):
+    (lonely / name).mkdir()
+    (lonely / name / "0.png").write_bytes((path / "zebra" / "0.png").read_bytes())
+  with pytest.raises(UserError, match="no class has more than one image"):
+    load(path=str(lonely))
   (path / "alone").mkdir()
-  with pytest.raises(UserError, match="alone.*0 images"):
-    load(path=str(path))
-  (path / "alone").rmdir()
+  (path / "zebra" / "notes.txt").write_text("not a picture")
+  assert load().class_names == ("zebra", "猫")
+  assert all(any(word in line for line in caplog.messages) for word in ("alone", "notes.txt"))
   (path / "zebra" / "notes.jpg").write_text("not a picture")
   with pytest.raises(UserError, match="notes.jpg"):
     load(path=str(path))
+
+
+def test_a_folder_s_own_split_is_held_out(folder):
+  """train/ and val/ of class folders: val/ is what is held out, all of it, numbered as train/ is."""
+  path, load = folder
+  for name in ("zebra", "猫"):
+    (path / "train" / name).mkdir(parents=True)
+    (path / "val" / name).mkdir(parents=True)
+    for i, file in enumerate(sorted((path / name).iterdir())):
+      file.rename(path / ("val" if i < 2 else "train") / name / file.name)
+    (path / name).rmdir()
+  data = load()
+  assert data.class_names == ("zebra", "猫") and (len(data.train), len(data.heldout)) == (6, 4)
+  assert [int(data.heldout[i]["label"]) for i in range(4)] == [0, 0, 1, 1]
+  with Image.open(path / "val" / "猫" / "1.png") as image:
+    np.testing.assert_array_equal(data.heldout[3]["image"], recipes.area(np.asarray(image.convert("RGB")), 8))
 
 
 def test_a_truncated_image_is_named_when_it_is_read(folder):
@@ -200,7 +229,7 @@ def test_a_truncated_image_is_named_when_it_is_read(folder):
     for source in (data.train, data.heldout):
       list(pipeline.epoch_batches(source, batch_size=2))
   # and through the reading threads of the stream
-  if any(p.name == "1.png" and p.parent.name == "zebra" for p in data.train.paths):
+  if any(name_of(data.train, i) == pathlib.PurePath("zebra/1.png") for i in range(len(data.train))):
     with pytest.raises(UserError, match="1.png"):
       stream(data.train, batch_size=4, num_steps=4)
 

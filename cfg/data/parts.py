@@ -31,6 +31,11 @@ class Files:
     """uint8 [H,W,3]; UserError if it cannot be read."""
     return decode.read_rgb(self.root / self.names[i])
 
+  def check(self):
+    """Raise UserError unless each looks like an image; its pixels are not decoded."""
+    for name in self.names:
+      decode.check_header(self.root / name)
+
   def part(self, rows):
     """The examples of a slice."""
     return Files(self.root, self.names[rows], self.labels[rows])
@@ -112,6 +117,9 @@ class Members:
     except (OSError, ValueError) as e:
       raise decode.unreadable(name, e) from e
 
+  def check(self):
+    """Nothing: only reading them tells."""
+
   def part(self, rows):
     """The examples of a slice."""
     return Members(self.path, self.names[rows], self.labels[rows], self.places[rows])
@@ -135,6 +143,9 @@ class Arrays:
   def read(self, i):
     """uint8 [H,W,3]."""
     return self.images[i]
+
+  def check(self):
+    """Nothing: they are images."""
 
   def part(self, rows):
     """The examples of a slice."""

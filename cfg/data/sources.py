@@ -1,15 +1,20 @@
 """Labelled image sets with random access: the digits, folders of class sub-folders, prepared data sets, synthetic images."""
 
 import dataclasses
+import logging
 import pathlib
-from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
 
-from cfg.data import decode, imagenet, records, trees
+from cfg.data import inputs, parts, records
 from cfg.data.recipes import RECIPES
 from cfg.errors import UserError, nearest
+
+log = logging.getLogger(__name__)
+
+# files that are passed over, in the log
+MOST_SHOWN = 10
 
 
 class Source(Protocol):
@@ -50,19 +55,22 @@ class ArraySource:
 
 
 @dataclasses.dataclass(frozen=True)
-class FileSource:
-  """Images in files, made `resolution` square by one of data.recipes."""
+class ReadSource:
+  """Images of a part of an Input (data.parts), made `resolution` square by one of data.recipes when they are read."""
 
-  paths: Sequence[pathlib.Path]
-  labels: np.ndarray
+  part: parts.Files | parts.Members | parts.Arrays
   resolution: int
   recipe: str
 
+  @property
+  def labels(self):
+    return self.part.labels
+
   def __len__(self):
-    return len(self.labels)
+    return len(self.part)
 
   def __getitem__(self, i):
-    return {"image": read_image(self.paths[i], resolution=self.resolution, recipe=self.recipe), "label": self.labels[i]}
+    return {"image": RECIPES[self.recipe](self.part.read(i), self.resolution), "label": self.part.labels[i]}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,7 +169,7 @@ def digits(config):
 
 
 def folder(config):
-  """`path/<class>/<image>`: classes in alphabetical order, images RGB, `resolution` square."""
+  """`path/<class>/<image>`, or whatever else data.inputs finds in a folder, read as it is: images RGB, `resolution` square."""
   if not config.path:
     raise UserError("data.name is 'folder' but data.path is empty: give --config.data.path=DIR, a folder of class sub-folders.")
   if config.resolution < 1:
@@ -171,32 +179,15 @@ def folder(config):
   root = pathlib.Path(config.path).expanduser()
   if not root.is_dir():
     raise UserError(f"data.path {str(root)!r} is not a folder: it must hold one sub-folder of images per class.")
-  classes, _ = trees.class_folders(trees.folder(root).names)
-  if not classes:
-    raise UserError(f"data.path {str(root)!r} has no sub-folders: it must hold one sub-folder of images per class.")
-
-  paths, labels = [], []
-  for label, (name, images) in enumerate(classes.items()):
-    if len(images) < 2:
-      raise UserError(
-        f"class folder {str(root / name)!r} has {len(images)} images ({', '.join(decode.IMAGE_SUFFIXES)}): "
-        "at least 2 are needed, one to train on and one to hold out. Add images or remove the folder."
-      )
-    for image in images:
-      decode.check_header(root / image)
-    paths += [root / image for image in images]
-    labels += [label] * len(images)
-
-  labels = np.asarray(labels, np.int32)
-  train, heldout = split(labels, fraction=config.heldout_fraction, seed=config.split_seed)
-  pick = lambda rows: FileSource([paths[i] for i in rows], labels[rows], config.resolution, config.recipe)
-  return Dataset(
-    name=root.resolve().name,
-    train=pick(train),
-    heldout=pick(heldout),
-    class_names=imagenet.class_names(classes)[0],
-    image_shape=(config.resolution, config.resolution, 3),
-  )
+  found = inputs.open_input(root)
+  for name, why in list(found.ignored.items())[:MOST_SHOWN]:
+    log.warning("%s is passed over: %s", root / name, why)
+  if len(found.ignored) > MOST_SHOWN:
+    log.warning("... and so are %d more", len(found.ignored) - MOST_SHOWN)
+  for part in found.splits.values():
+    part.check()
+  read = {name: ReadSource(part, config.resolution, config.recipe) for name, part in found.splits.items()}
+  return make_dataset(config, root.resolve().name, read, class_names=found.class_names, image_shape=(config.resolution, config.resolution, 3))
 
 
 def prepared(config):
@@ -207,19 +198,25 @@ def prepared(config):
   side = manifest["image_shape"][0]
   if config.resolution != side:
     raise UserError(f"data.resolution is {config.resolution}, but {config.path!r} was prepared at {side}: set --config.data.resolution={side}, or prepare it again.")
-  open_split = lambda name: records.open_split(config.path, manifest, name)
-  whole, others = open_split("train"), [name for name in manifest["splits"] if name != "train"]
+  read = {name: records.open_split(config.path, manifest, name) for name in manifest["splits"]}
+  return make_dataset(config, manifest["name"], read, class_names=tuple(manifest["class_names"]), image_shape=tuple(manifest["image_shape"]))
+
+
+def make_dataset(config, name, splits, *, class_names, image_shape):
+  """The Dataset of {"train": a source with `labels`, perhaps others}: the first other is held out, or a share of "train"."""
+  others = [split for split in splits if split != "train"]
   if others:
-    train, heldout = whole, open_split(others[0])
+    train, heldout = splits["train"], splits[others[0]]
   else:
-    train, heldout = (Rows(whole, rows) for rows in split(whole.labels, fraction=config.heldout_fraction, seed=config.split_seed))
-  return Dataset(manifest["name"], train, heldout, tuple(manifest["class_names"]), tuple(manifest["image_shape"]))
+    rows = split(splits["train"].labels, fraction=config.heldout_fraction, seed=config.split_seed)
+    train, heldout = (Rows(splits["train"], some) for some in rows)
+  return Dataset(name, train, heldout, class_names, image_shape)
 
 
 def split(labels, *, fraction, seed):
   """A seeded random split with the same share of every class: (train rows, held-out rows), both sorted.
 
-  Every class keeps at least one row on each side.
+  Every class keeps at least one row to train on and, of two rows or more, one that is held out.
   """
   if not 0 < fraction < 1:
     raise UserError(f"data.heldout_fraction is {fraction}: it must lie between 0 and 1.")
@@ -230,12 +227,6 @@ def split(labels, *, fraction, seed):
     count = min(max(1, round(fraction * len(rows))), len(rows) - 1)
     heldout.append(rng.permutation(rows)[:count])
   heldout = np.sort(np.concatenate(heldout))
+  if not len(heldout):
+    raise UserError("no class has more than one image: at least 2 of one are needed, to hold one out. Add images.")
   return np.setdiff1d(np.arange(len(labels)), heldout), heldout
-
-
-def read_image(path, *, resolution, recipe):
-  """Decode to RGB and follow a recipe (data.recipes, by name): uint8 [resolution, resolution, 3].
-
-  Raises UserError that names the file.
-  """
-  return RECIPES[recipe](decode.read_rgb(path), resolution)
