@@ -35,6 +35,7 @@ def get_judge(config, *, dataset, workdir):
     UserError: its held-out accuracy is below config.judge.min_accuracy, or the file is not for such images.
   """
   get, remedy = (_published, PUBLISHED_REMEDY) if _path(config) else (_trained, TRAINED_REMEDY)
+  check(config, dataset=dataset)
   extractor = get(config, dataset=dataset, workdir=pathlib.Path(workdir))
   accuracy = extractor.info["heldout_accuracy"]
   log.info("%s: accuracy on the %d held-out images %.2f %%", extractor.name, len(dataset.heldout), 100 * accuracy)
@@ -44,6 +45,16 @@ def get_judge(config, *, dataset, workdir):
       f"judge.min_accuracy = {config.judge.min_accuracy}: its verdicts would mean little. {remedy}, or lower judge.min_accuracy."
     )
   return extractor
+
+
+def check(config, *, dataset):
+  """Raise UserError if config.judge.path is not for such images."""
+  shape, num_classes = cifar_resnet_lib.IMAGE_SHAPE, cifar_resnet_lib.NUM_CLASSES
+  if _path(config) and (tuple(dataset.image_shape), dataset.num_classes) != (shape, num_classes):
+    raise UserError(
+      f"judge.path is {config.judge.path!r}, a classifier of {'x'.join(map(str, shape))} images in {num_classes} classes, but {dataset.name} has "
+      f"{dataset.num_classes} classes of {'x'.join(map(str, dataset.image_shape))}: leave judge.path empty, so that a judge is trained on them."
+    )
 
 
 def feature_dim(config):
@@ -78,12 +89,6 @@ def _trained(config, *, dataset, workdir):
 
 def _published(config, *, dataset, workdir):
   """The classifier in config.judge.path, its held-out accuracy read from <name>.json, or measured and written there."""
-  shape, num_classes = cifar_resnet_lib.IMAGE_SHAPE, cifar_resnet_lib.NUM_CLASSES
-  if (tuple(dataset.image_shape), dataset.num_classes) != (shape, num_classes):
-    raise UserError(
-      f"judge.path is {config.judge.path!r}, a classifier of {'x'.join(map(str, shape))} images in {num_classes} classes, but {dataset.name} has "
-      f"{dataset.num_classes} classes of {'x'.join(map(str, dataset.image_shape))}: leave judge.path empty, so that a judge is trained on them."
-    )
   model, params = cifar_resnet_files.read(config.judge.path)
   about = {"weights_sha256": checkpoint.tree_hash(params), "file": pathlib.Path(config.judge.path).name}
   extractor = cifar_resnet.make_extractor(model=model, params=params, info=about)

@@ -66,6 +66,8 @@ def main(argv):
     print(f"{out}: the EMA of decay {network.ema} at step {network.step}, hash {network.checkpoint_hash[:12]}")
     return
   dataset = sources.load(config.data)
+  if MODE.value == "all":
+    sweep.check(config, dataset=dataset, mesh=mesh)  # now, not after days of training
   if MODE.value in ("all", "train"):
     train.train(config, dataset=dataset, mesh=mesh, workdir=workdir)
   if MODE.value in ("all", "sweep"):

@@ -36,12 +36,10 @@ def sweep(config, *, dataset, mesh, workdir):
     UserError: no usable checkpoint, or settings that cannot give the numbers.
   """
   workdir = pathlib.Path(workdir)
-  settings = config.sweep
-  check_settings(settings, num_classes=dataset.num_classes, feature_dim=extractors.feature_dim(config), mesh=mesh)
-  config_lib.check_guidable(config, settings.w)
+  settings = check(config, dataset=dataset, mesh=mesh)
   trained = open_trained(workdir, config=config, mesh=mesh, ema=settings.ema)
   extractor = extractors.get_judge(config, dataset=dataset, workdir=workdir)
-  about = provenance(config, trained=trained, extractor=extractor)
+  about = provenance(config, settings, trained=trained, extractor=extractor)
   folder = workdir / "sweep" / fingerprint(about)
   folder.mkdir(parents=True, exist_ok=True)
 
@@ -76,26 +74,48 @@ def sweep(config, *, dataset, mesh, workdir):
   )
 
 
+def check(config, *, dataset, mesh):
+  """The sweep's settings, their num_samples rounded up to equal blocks of balanced labels; it costs nothing, before a long training.
+
+  Raises:
+    UserError: settings, data or a judge that cannot give the numbers.
+  """
+  config_lib.check_guidable(config, config.sweep.w)
+  extractors.check(config, dataset=dataset)
+  feature_dim = extractors.feature_dim(config)
+  settings = check_settings(config.sweep, num_classes=dataset.num_classes, feature_dim=feature_dim, mesh=mesh)
+  if len(dataset.train) <= feature_dim:
+    raise UserError(
+      f"the training split has {len(dataset.train)} images but the extractor {feature_dim} features: FID needs more images "
+      "than features. Use more images, or a judge with fewer (judge.feature_dim of one that is trained here)."
+    )
+  return settings
+
+
 def check_settings(settings, *, num_classes, feature_dim, mesh):
-  """Raise UserError unless the sweep's numbers make balanced blocks, larger than the feature dimension."""
+  """A copy of the sweep's settings that makes balanced blocks; UserError unless each is larger than the feature dimension."""
   sharding.check_batch_size(mesh, "sweep.batch_size", settings.batch_size)
   if not settings.w or any(not np.isfinite(w) or w < -1 for w in settings.w) or len(set(settings.w)) != len(settings.w):
     raise UserError(f"sweep.w is {tuple(settings.w)}: give distinct strengths w >= -1 (w = 0 is unguided, scale = 1 + w).")
-  unit = num_classes * settings.num_blocks
-  if settings.num_blocks < 2 or settings.num_samples % unit or settings.num_samples < unit:
+  if settings.num_blocks < 2 or settings.num_samples < 1:
     raise UserError(
-      f"sweep.num_samples is {settings.num_samples} with {settings.num_blocks} blocks and {num_classes} classes: equal blocks "
-      f"of balanced labels need at least 2 blocks and a multiple of {unit} samples."
+      f"sweep.num_samples is {settings.num_samples} with {settings.num_blocks} blocks: errors need at least 2 blocks, and samples."
     )
-  block = settings.num_samples // settings.num_blocks
+  unit = num_classes * settings.num_blocks
+  rounded = settings.copy_and_resolve_references()
+  rounded.num_samples = unit * -(-settings.num_samples // unit)
+  block = rounded.num_samples // settings.num_blocks
   if block <= feature_dim:
     raise UserError(
       f"a block of the sweep has {block} samples but the extractor {feature_dim} features: the error of FID needs more "
       f"samples than features in each block. Raise sweep.num_samples to {unit * -(-(feature_dim + 1) * settings.num_blocks // unit)} or more."
     )
+  if rounded.num_samples != settings.num_samples:
+    log.info("%d samples at each strength instead of %d: %d equal blocks of %d classes", rounded.num_samples, settings.num_samples, settings.num_blocks, num_classes)
+  return rounded
 
 
-def provenance(config, *, trained, extractor):
+def provenance(config, settings, *, trained, extractor):
   """The facts that make rows of a sweep comparable; stored in each."""
   return {
     "sampler": config.sampler.name,
@@ -104,7 +124,7 @@ def provenance(config, *, trained, extractor):
     "clip_x": config.sampler.clip_x,
     "logsnr_min": config.schedule.logsnr_min,
     "logsnr_max": config.schedule.logsnr_max,
-    "seed": config.sweep.seed,
+    "seed": settings.seed,
     "ema": float(trained.ema),
     "step": trained.step,
     "precision": str(jnp.dtype(trained.model.dtype)),
@@ -112,8 +132,8 @@ def provenance(config, *, trained, extractor):
     "extractor": extractor.name,
     "extractor_sha256": extractor.info["weights_sha256"],
     "checkpoint_hash": trained.checkpoint_hash,
-    "num_samples": config.sweep.num_samples,
-    "num_blocks": config.sweep.num_blocks,
+    "num_samples": settings.num_samples,
+    "num_blocks": settings.num_blocks,
     "cfg_version": cfg.__version__,
   }
 
@@ -130,18 +150,11 @@ def read_row(folder, w):
 
 
 def measure_references(judge, *, dataset, batch_size):
-  """{"train", "heldout"}: SampleStatistics of the real images. Raises UserError if the training split is too small."""
-  references = {
+  """{"train", "heldout"}: SampleStatistics of the real images."""
+  return {
     "train": judge.measure(dataset.train, batch_size=batch_size),
     "heldout": judge.measure(dataset.heldout, batch_size=batch_size),
   }
-  dim = judge.extractor.feature_dim
-  if references["train"].count <= dim:
-    raise UserError(
-      f"the training split has {references['train'].count} images but the extractor {dim} features: FID needs more images "
-      "than features. Use more images, or a judge with fewer (judge.feature_dim of one that is trained here)."
-    )
-  return references
 
 
 def measure(settings, w, *, trained, judge, sampler, references, on_images):

@@ -92,7 +92,7 @@ def get_config():
 
   config.sweep = section(dict(
     w=(0.0, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 3.0, 4.0),
-    num_samples=1500,  # at each w
+    num_samples=1500,  # at each w; rounded up to equal blocks of balanced labels
     num_blocks=5,  # for the errors
     batch_size=256,
     seed=0,

@@ -1,6 +1,7 @@
 """The whole path in miniature: train, sweep, sample; what its files hold and what they depend on."""
 
 import csv
+import dataclasses
 import json
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from PIL import Image
 
 from cfg import generate, report, sample, sweep, train
+from cfg.data import sources
 from cfg.errors import UserError
 from configs import digits as digits_config
 
@@ -120,15 +122,32 @@ def test_strengths_share_their_noise(done):
 
 
 @pytest.mark.parametrize("fields, word", [
-  (dict(num_samples=110), "multiple of 20"), (dict(num_blocks=1), "2 blocks"), (dict(w=(1.0, 1.0)), "distinct"),
+  (dict(num_samples=0), "num_samples is 0"), (dict(num_blocks=1), "2 blocks"), (dict(w=(1.0, 1.0)), "distinct"),
   (dict(w=(-2.0,)), "w >= -1"), (dict(num_samples=20, num_blocks=2), "features"), (dict(batch_size=0), "sweep.batch_size"),
 ])
 def test_settings_that_cannot_give_the_numbers(fields, word, mesh1):
-  """Uneven blocks, too small ones, strengths twice: named, with what would do."""
+  """No samples, one block, too small ones, strengths twice: named, with what would do."""
   config = small_config()
   config.sweep.update(fields)
   with pytest.raises(UserError, match=word):
     sweep.check_settings(config.sweep, num_classes=10, feature_dim=16, mesh=mesh1)
+
+
+@pytest.mark.parametrize("num_classes, asked, got", [(10, 100, 100), (10, 101, 120), (7, 100, 112), (1, 35, 36), (100, 35, 200)])
+def test_samples_make_equal_blocks_of_balanced_labels(num_classes, asked, got, mesh1):
+  """Any number of classes: num_samples is rounded up to a multiple of blocks times classes; the config stays as it is."""
+  config = small_config()
+  config.sweep.num_samples = asked
+  settings = sweep.check_settings(config.sweep, num_classes=num_classes, feature_dim=16, mesh=mesh1)
+  assert settings.num_samples == got and config.sweep.num_samples == asked and settings.num_blocks == 2
+
+
+def test_too_few_images_are_told_before_training(digits, mesh1):
+  """The sweep's check needs no network: fewer training images than features are an error at once."""
+  config = small_config()
+  few = dataclasses.replace(digits, train=sources.Rows(digits.train, np.arange(8)))
+  with pytest.raises(UserError, match="8 images but the extractor 8 features"):
+    sweep.check(config, dataset=few, mesh=mesh1)
 
 
 def test_a_poor_judge_is_refused(done, digits, mesh1):
