@@ -172,10 +172,7 @@ def folder(config):
   """`path/<class>/<image>`, or whatever else data.inputs finds in a folder, read as it is: images RGB, `resolution` square."""
   if not config.path:
     raise UserError("data.name is 'folder' but data.path is empty: give --config.data.path=DIR, a folder of class sub-folders.")
-  if config.resolution < 1:
-    raise UserError(f"data.resolution is {config.resolution}: give the side of the training images in pixels, --config.data.resolution=64 for example.")
-  if config.recipe not in RECIPES:
-    raise UserError(f"data.recipe is {config.recipe!r}: {nearest(config.recipe, RECIPES)}")
+  check_square(config)
   root = pathlib.Path(config.path).expanduser()
   if not root.is_dir():
     raise UserError(f"data.path {str(root)!r} is not a folder: it must hold one sub-folder of images per class.")
@@ -211,6 +208,14 @@ def make_dataset(config, name, splits, *, class_names, image_shape):
     rows = split(splits["train"].labels, fraction=config.heldout_fraction, seed=config.split_seed)
     train, heldout = (Rows(splits["train"], some) for some in rows)
   return Dataset(name, train, heldout, class_names, image_shape)
+
+
+def check_square(config):
+  """Raise UserError unless data.resolution and data.recipe say how images are made square."""
+  if config.resolution < 1:
+    raise UserError(f"data.resolution is {config.resolution}: give the side of the training images in pixels, --config.data.resolution=64 for example.")
+  if config.recipe not in RECIPES:
+    raise UserError(f"data.recipe is {config.recipe!r}: {nearest(config.recipe, RECIPES)}")
 
 
 def split(labels, *, fraction, seed):
