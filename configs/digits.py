@@ -20,12 +20,13 @@ def get_config():
   config.cpu_devices = 2
 
   # "digits"; "folder": `path` holds a sub-folder of images per class; "prepared": `path` is what python -m
-  # cfg.data.prepare made; "synthetic": made-up images, to try things
+  # cfg.data.prepare made; "tfds:NAME": a data set of TFDS, prepared in `path` ("": TFDS's own folder); "synthetic": made-up
+  # images, to try things
   config.data = section(dict(
     name="digits",
     path="",
-    resolution=8,  # side of the images of a folder; the digits have 8
-    recipe="area",  # how a folder's images are made square: "area" (the paper's), "adm" or "edm" (cfg.data.recipes)
+    resolution=8,  # side of the images of a folder or of TFDS; the digits have 8
+    recipe="area",  # how those images are made square: "area" (the paper's), "adm" or "edm" (cfg.data.recipes)
     num_classes=0,  # 0: as many as there are; otherwise it must agree. The synthetic images have so many
     num_images=0,  # of the synthetic images
     heldout_fraction=0.2,

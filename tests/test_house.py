@@ -30,6 +30,7 @@ HOMES = {
   "tensorboardX": {"logs"},
   "matplotlib": {"report"},
   "sklearn": {"data"},
+  "tensorflow_datasets": {"data"},
   "scipy": {"data"},
   "tensorflow": set(),
   "torch": set(),

@@ -1,4 +1,4 @@
-"""Labelled image sets with random access: the digits, folders of class sub-folders, prepared data sets, synthetic images."""
+"""Labelled image sets with random access: the digits, folders of class sub-folders, prepared data sets, TFDS, synthetic images."""
 
 import dataclasses
 import logging
@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from cfg.data import inputs, parts, records
+from cfg.data import inputs, parts, records, tfds
 from cfg.data.recipes import RECIPES
 from cfg.errors import UserError, nearest
 
@@ -114,9 +114,9 @@ def load(config):
     UserError: an unknown name, or a folder that cannot be used.
   """
   makers = {"digits": digits, "folder": folder, "prepared": prepared, "synthetic": synthetic}
-  if config.name not in makers:
-    raise UserError(f"data.name is {config.name!r}: {nearest(config.name, makers)}")
-  dataset = makers[config.name](config)
+  if config.name not in makers and not config.name.startswith(tfds.PREFIX):
+    raise UserError(f"data.name is {config.name!r}: {nearest(config.name, makers)} {tfds.PREFIX}NAME is a data set of TFDS.")
+  dataset = makers.get(config.name, from_tfds)(config)
   if config.num_classes and config.num_classes != dataset.num_classes:
     raise UserError(
       f"data.num_classes is {config.num_classes}, but {dataset.name} has {dataset.num_classes} classes. Set --config.data.num_classes="
@@ -127,8 +127,12 @@ def load(config):
 
 def shape(config):
   """(num_classes, image_shape) of what `load` would give, without reading images where the config tells."""
-  if config.name in ("folder", "prepared", "synthetic") and config.num_classes:
-    return config.num_classes, (config.resolution, config.resolution, 3)
+  of_tfds, square = config.name.startswith(tfds.PREFIX), (config.resolution, config.resolution, 3)
+  if (of_tfds or config.name in ("folder", "prepared", "synthetic")) and config.num_classes:
+    return config.num_classes, square
+  if of_tfds:
+    check_square(config)
+    return len(tfds.class_names(config)), square
   dataset = load(config)
   return dataset.num_classes, dataset.image_shape
 
@@ -197,6 +201,13 @@ def prepared(config):
     raise UserError(f"data.resolution is {config.resolution}, but {config.path!r} was prepared at {side}: set --config.data.resolution={side}, or prepare it again.")
   read = {name: records.open_split(config.path, manifest, name) for name in manifest["splits"]}
   return make_dataset(config, manifest["name"], read, class_names=tuple(manifest["class_names"]), image_shape=tuple(manifest["image_shape"]))
+
+
+def from_tfds(config):
+  """The data set of TFDS that data.name has behind "tfds:", prepared in `path`; its validation or test split, or a part of train, is held out."""
+  check_square(config)
+  name, splits, class_names = tfds.splits(config)
+  return make_dataset(config, name, splits, class_names=class_names, image_shape=(config.resolution, config.resolution, 3))
 
 
 def make_dataset(config, name, splits, *, class_names, image_shape):

@@ -1,0 +1,167 @@
+"""Labelled image sets of TensorFlow Datasets (TFDS), read from its ArrayRecord files: no TensorFlow is imported.
+
+What is prepared on disk is read; preparing it is TFDS's own business, and needs TensorFlow (the extra tfds_prepare).
+"""
+
+import dataclasses
+import io
+import logging
+import os
+
+import numpy as np
+
+from cfg.data import decode, imagenet
+from cfg.data.recipes import RECIPES
+from cfg.errors import UserError, nearest
+
+log = logging.getLogger(__name__)
+
+PREFIX = "tfds:"
+FORMAT = "array_record"
+HELDOUT = ("validation", "test")  # in this order; those with labels
+# its pictures and numbers are not those of other ImageNets: the name of the data, which is in every row, says so
+SQUEEZED, MARK = "imagenet_resized", "squeezed-reordered"
+
+
+@dataclasses.dataclass(frozen=True)
+class TfdsSource:
+  """Random access to a split, its images RGB and made `resolution` square by one of data.recipes."""
+
+  records: object  # TFDS's: {"image": an encoded file, "label": int, ...}
+  name: str
+  resolution: int
+  recipe: str
+
+  def __len__(self):
+    return len(self.records)
+
+  def __getitem__(self, i):
+    row = self._read(i)
+    # decoded as the files of a folder are: TFDS itself takes OpenCV where it is installed, which gives other pixels
+    image = decode.read_rgb(io.BytesIO(row["image"]), name=f"example {i} of {self.name}")
+    return {"image": RECIPES[self.recipe](image, self.resolution), "label": np.int32(row["label"])}
+
+  @property
+  def labelled(self):
+    """Whether its first example has a label (TFDS writes -1 where there is none)."""
+    return self._read(0)["label"] >= 0
+
+  @property
+  def labels(self):
+    """int32 [N]: every record is read, no image decoded."""
+    log.info("reading the %d labels of %s", len(self), self.name)
+    return np.asarray([self._read(i)["label"] for i in range(len(self))], np.int32)
+
+  def _read(self, i):
+    try:
+      return self.records[int(i)]
+    except (RuntimeError, OSError) as e:
+      raise UserError(f"example {i} of {self.name} cannot be read ({e}): its files are damaged or gone. Prepare the data set again.") from e
+
+
+def class_names(config):
+  """The names of the classes, by label; the data set need not be prepared.
+
+  Raises:
+    UserError: as `splits`.
+  """
+  return _features(_builder(config), config)[1]
+
+
+def splits(config):
+  """(name, {"train": source, perhaps another that can be held out}, class names) of the data set that `config`, the section data, names.
+
+  Raises:
+    UserError: no TFDS, no such data set, one that is not prepared in data.path or not as ArrayRecord, or not one of labelled 8-bit images.
+  """
+  builder = _builder(config)
+  images, names = _features(builder, config)
+  _check_prepared(builder, config)
+  title = builder.info.full_name
+
+  def open_split(split):
+    import tensorflow_datasets
+
+    skip = dict.fromkeys(images, tensorflow_datasets.decode.SkipDecoding())
+    records = builder.as_data_source(split, decoders=skip, file_format=FORMAT)
+    return TfdsSource(records, f"the split {split} of TFDS {title}", config.resolution, config.recipe)
+
+  there = [split for split in ("train", *HELDOUT) if split in builder.info.splits and builder.info.splits[split].num_examples]
+  if "train" not in there or not (train := open_split("train")).labelled:
+    raise UserError(f"data.name is {config.name!r}: {title} has no training split with labels (its splits: {', '.join(builder.info.splits)}). Choose another.")
+  others = {split: source for split in there[1:] if (source := open_split(split)).labelled}
+  name = f"tfds-{title.replace('/', '-')}"
+  if builder.name == SQUEEZED:
+    name = f"{name}-{MARK}"
+    log.warning(
+      "%s is not ImageNet as the paper has it: whole pictures are squeezed to a square, none is cropped, and labels are numbered in an order of "
+      "its own. The data are called %s in every row; give classes by name.", title, name,
+    )
+  return name, {"train": train, **others}, names
+
+
+def _builder(config):
+  """TFDS's builder of data.name in data.path; reads no example and no network."""
+  wanted = config.name.removeprefix(PREFIX)
+  try:
+    import tensorflow_datasets  # slow, and an extra
+  except ImportError as e:
+    raise UserError(f"data.name is {config.name!r}, but tensorflow-datasets cannot be imported ({e}): pip install -e '.[tfds]'.") from e
+  try:
+    return tensorflow_datasets.builder(wanted, data_dir=os.path.expanduser(config.path) or None)
+  except tensorflow_datasets.core.DatasetNotFoundError as e:
+    known = tensorflow_datasets.list_builders(with_community_datasets=False)
+    raise UserError(f"data.name is {config.name!r}, but TFDS has no such data set, nor has data.path: {nearest(wanted.split('/')[0].split(':')[0], known)}") from e
+  except ImportError as e:
+    raise UserError(
+      f"data.name is {config.name!r}: TFDS's description of it needs a package ({e}). Where it is prepared, name its version too "
+      f"({PREFIX}NAME/CONFIG:1.0.0): then what was prepared describes itself."
+    ) from e
+  except (ValueError, AssertionError) as e:
+    said = " ".join(str(e).split())
+    raise UserError(f"data.name is {config.name!r}, and TFDS refuses it: {said[:400]}. Write {PREFIX}NAME, {PREFIX}NAME/CONFIG or either with :VERSION.") from e
+
+
+def _features(builder, config):
+  """(names of the image features, class names). Raises UserError unless there is an image of integers and a class label."""
+  from tensorflow_datasets import features as kinds
+
+  features = builder.info.features
+  features = dict(features.items()) if isinstance(features, kinds.FeaturesDict) else {}
+  image, label = features.get("image"), features.get("label")
+  usable = isinstance(image, kinds.Image) and len(image.shape) == 3 and np.issubdtype(image.np_dtype, np.integer)
+  if not usable or not isinstance(label, kinds.ClassLabel) or not label.num_classes:
+    have = ", ".join(f"{name}: {_words(feature)}" for name, feature in features.items()) or "nothing with a name"
+    raise UserError(
+      f"data.name is {config.name!r}, whose features are {have}. Needed are an image, Image of shape [H,W,C] and uint8, and its label, ClassLabel: "
+      "choose another data set."
+    )
+  names = imagenet.class_names(label.names)[0]
+  return [name for name, feature in features.items() if isinstance(feature, kinds.Image)], names
+
+
+def _words(feature):
+  """Image[None,None,3] float32, for messages."""
+  try:
+    return f"{type(feature).__name__}[{','.join(map(str, feature.shape))}] {np.dtype(feature.np_dtype).name}"
+  except (TypeError, AttributeError, NotImplementedError):  # a feature made of others
+    return type(feature).__name__
+
+
+def _check_prepared(builder, config):
+  """Raise UserError, with the way to prepare it, unless the data set's ArrayRecord files are in its folder."""
+  wanted, where = config.name.removeprefix(PREFIX), f", data_dir={config.path!r}" if config.path else ""
+  way = (
+    f"""python -c "import tensorflow_datasets as t; t.builder({wanted!r}{where}).download_and_prepare(file_format={FORMAT!r})". """
+    "That needs TensorFlow (pip install -e '.[tfds_prepare]'), here or on another machine; training does not."
+  )
+  if not builder.is_prepared():
+    others = sorted(path.name for path in builder.data_path.parent.glob("*.*.*")) if builder.data_path.parent.is_dir() else []
+    hint = f" There are versions {', '.join(others)}: name one, as in {config.name}:{others[-1]}, or prepare this one." if others else " Prepare it once:"
+    raise UserError(f"data.name is {config.name!r}, but {str(builder.data_path)!r} has no prepared data set.{hint} {way}")
+  formats = {form.value for form in builder.info.available_file_formats()}
+  if FORMAT not in formats:
+    raise UserError(
+      f"{str(builder.data_path)!r} was prepared as {', '.join(sorted(formats))}, which has no random access without TensorFlow: prepare it as "
+      f"{FORMAT} in another folder (data.path). {way}"
+    )
