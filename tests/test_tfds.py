@@ -12,13 +12,13 @@ import types
 
 import numpy as np
 import pytest
+import tensorflow_datasets as library
 from PIL import Image
 
 from cfg import train
 from cfg.data import decode, imagenet, pipeline, recipes, sources, tfds
 from cfg.errors import UserError
 
-library = pytest.importorskip("tensorflow_datasets")
 kinds = library.features
 LABEL = kinds.ClassLabel(names=["zebra", "ant", "猫"])
 
@@ -163,6 +163,8 @@ def test_cifar10_of_tfds(load, tmp_path):
   data = load(name="tfds:cifar10", resolution=32)
   assert data.class_names == tuple(CIFAR10)
   assert data.name == "tfds-cifar10-3.0.2" and len(data.train) == 4 and data.train[0]["image"].shape == (32, 32, 3)
+  again = pickle.loads(pickle.dumps(data.train))
+  assert all(np.array_equal(data.train[i]["image"], again[i]["image"]) for i in range(4))
 
 
 def test_imagenet2012_of_tfds(load, tmp_path, caplog):
@@ -197,11 +199,12 @@ def test_the_shape_reads_no_files(load, tmp_path):
 NO_SQUARE = {"resolution": ({"resolution": 0}, "data.resolution is 0"), "recipe": ({"recipe": "are"}, "did you mean 'area'")}
 NAMES = {
   "unknown": ("cifra10", "did you mean 'cifar10'"),
-  "no such config": ("imagenet_resized/65x65", "65x65.*64x64"),
+  "no such config": ("imagenet_resized/65x65", "refuses it: BuilderConfig 65x65.*64x64"),
   "no such version": ("cifar10:9.9.9", "cannot be loaded at version 9.9.9"),
   "empty": ("", "TFDS refuses it.*Write tfds:NAME"),
   "not prepared": ("cifar10", "cifar10/3.0.2.*has no prepared data set.*download_and_prepare.file_format='array_record'.*tfds_prepare.*training does not"),
-  "another version": ("tiny:2.0.0", "data.path"),
+  "another version": ("tiny:2.0.0", "tiny' has only 1.0.0. Write.*:VERSION"),
+  "no such argument": ("cifar10/colour=1", "refuses it.*unexpected keyword argument 'colour'"),
   "no image": ("imdb_reviews", "features are .*label: ClassLabel.* int64.*Needed are an image"),
 }
 
@@ -254,7 +257,7 @@ def test_what_is_prepared_in_another_way(load, tmp_path):
   with pytest.raises(UserError, match="prepared as tfrecord.*array_record in another folder.*file_format='array_record'"):
     load()
   (tmp_path / "cifar10" / "3.0.1").mkdir(parents=True)
-  with pytest.raises(UserError, match="versions 3.0.1: name one, as in tfds:cifar10:3.0.1"):
+  with pytest.raises(UserError, match="There is 3.0.1: take one, as tfds:cifar10:3.0.1, or"):
     load(name="tfds:cifar10")
 
 
@@ -262,7 +265,7 @@ def test_damaged_files_are_named(load, tmp_path):
   """A record cut by a bad disk, and a picture that is none: the split and the example, and what to do."""
   make(tmp_path, {"train": [*rows(3), {"image": io.BytesIO(b"\x89PNG\r\n\x1a\nnot so"), "label": 0}], "test": rows(2)})
   data = load()
-  with pytest.raises(UserError, match="example . of the split train of TFDS tiny/1.0.0"):
+  with pytest.raises(UserError, match="example . of the split train of TFDS tiny/1.0.0 has no image.*cannot identify.*Prepare the data set again, without it"):
     [data.train[i] for i in range(4)]
   (file,) = (tmp_path / "tiny" / "1.0.0").glob("tiny-test.array_record*")
   content = bytearray(file.read_bytes())
@@ -274,6 +277,17 @@ def test_damaged_files_are_named(load, tmp_path):
     [data.heldout[i] for i in range(2)]
 
 
+def test_a_description_that_needs_tensorflow(load, tmp_path, monkeypatch):
+  """Where TFDS's own code of a data set cannot be run, the error says how to do without it: by the version that is prepared."""
+  real(tmp_path, "cifar10", size=32)
+  kind = library.builder_cls("cifar10")
+  with monkeypatch.context() as patch:
+    patch.setattr(kind, "_info", lambda self: __import__("tensorflow_that_is_not_here"))
+    with pytest.raises(UserError, match="No module named 'tensorflow_that_is_not_here'.*give its version too"):
+      load(name="tfds:cifar10", resolution=32)
+    assert len(load(name="tfds:cifar10:3.0.2", resolution=32).train) == 4
+
+
 def test_tfds_is_an_extra(load, monkeypatch):
   """Where it is not installed, the error has the command that does."""
   monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
@@ -282,39 +296,36 @@ def test_tfds_is_an_extra(load, monkeypatch):
 
 
 PROGRAM = """
-import json, sys
+import json, pathlib, sys
 from ml_collections import ConfigDict
 from cfg.data import pipeline, sources
 
 assert "tensorflow_datasets" not in sys.modules
-config = ConfigDict(json.loads(sys.argv[1]))
-data = sources.load(config)
+data = sources.load(ConfigDict(json.loads(sys.argv[1])))
 with pipeline.train_stream(data.train, batch_size=2, seed=0, start_step=0, num_steps=3) as stream:
   print(sum(int(batch["label"].size) for batch in stream), data.num_classes)
 loaded = {name.split(".")[0] for name in sys.modules}
 assert "tensorflow_datasets" in loaded and not loaded & {"tensorflow", "torch", "cv2"}, loaded
-if len(sys.argv) > 2:
-  import tensorflow
+assert not pathlib.Path(sys.argv[2]).exists(), "tried"
+import tensorflow
 """
 
 
 def test_tensorflow_is_not_even_tried(load, tmp_path):
-  """In a fresh process with packages named tensorflow and torch that tell of their import, none is told of; the traps do work."""
-  make(tmp_path / "data", {"train": rows(8), "test": rows(2)})
+  """In a fresh process with packages named tensorflow and torch that tell of their import, none is told of; at its end the trap is seen to work."""
+  make(tmp_path / "data", {"train": rows(9), "test": rows(2)})
   told = tmp_path / "told"
   for name in ("tensorflow", "torch"):
     (tmp_path / "traps" / name).mkdir(parents=True)
     (tmp_path / "traps" / name / "__init__.py").write_text(f"open({str(told)!r}, 'a').write('{name} ')\nraise ImportError('a trap')\n")
   load.config.data.update(name="tfds:tiny", path=str(tmp_path / "data"))
   root = pathlib.Path(__file__).parent.parent
-  run = lambda *more: subprocess.run(
-    [sys.executable, "-c", PROGRAM, json.dumps(load.config.data.to_dict()), *more], cwd=root, capture_output=True, text=True, timeout=120,
+  done = subprocess.run(
+    [sys.executable, "-c", PROGRAM, json.dumps(load.config.data.to_dict()), str(told)], cwd=root, capture_output=True, text=True, timeout=120,
     env={"PATH": "", "PYTHONPATH": f"{tmp_path / 'traps'}:{root}"},
   )
-  done = run()
-  assert done.returncode == 0 and done.stdout.split() == ["6", "3"], done.stderr
-  assert not told.exists()
-  assert run("trap").returncode and told.read_text().startswith("tensorflow")
+  assert done.stdout.split() == ["6", "3"] and done.stderr.endswith("ImportError: a trap\n"), done.stderr
+  assert told.read_text() == "tensorflow "
 
 
 def test_the_prefix_is_offered(load):

@@ -7,6 +7,8 @@ import dataclasses
 import io
 import logging
 import os
+import pathlib
+import re
 
 import numpy as np
 
@@ -17,6 +19,7 @@ from cfg.errors import UserError, nearest
 log = logging.getLogger(__name__)
 
 PREFIX = "tfds:"
+FORMS = f"Write {PREFIX}NAME or {PREFIX}NAME/CONFIG, and :VERSION behind it if there are several."
 FORMAT = "array_record"
 HELDOUT = ("validation", "test")  # in this order; those with labels
 # its pictures and numbers are not those of other ImageNets: the name of the data, which is in every row, says so
@@ -37,8 +40,11 @@ class TfdsSource:
 
   def __getitem__(self, i):
     row = self._read(i)
-    # decoded as the files of a folder are: TFDS itself takes OpenCV where it is installed, which gives other pixels
-    image = decode.read_rgb(io.BytesIO(row["image"]), name=f"example {i} of {self.name}")
+    try:
+      # as the files of a folder are read: TFDS itself takes OpenCV where it is installed, which gives other pixels
+      image = decode.read_rgb(io.BytesIO(row["image"]))
+    except UserError as e:
+      raise UserError(f"example {i} of {self.name} has no image that can be read ({e.__cause__}). Prepare the data set again, without it.") from e
     return {"image": RECIPES[self.recipe](image, self.resolution), "label": np.int32(row["label"])}
 
   @property
@@ -110,16 +116,24 @@ def _builder(config):
   try:
     return tensorflow_datasets.builder(wanted, data_dir=os.path.expanduser(config.path) or None)
   except tensorflow_datasets.core.DatasetNotFoundError as e:
-    known = tensorflow_datasets.list_builders(with_community_datasets=False)
-    raise UserError(f"data.name is {config.name!r}, but TFDS has no such data set, nor has data.path: {nearest(wanted.split('/')[0].split(':')[0], known)}") from e
+    base = re.split("[/:]", wanted)[0]
+    folder = pathlib.Path(config.path).expanduser() / base
+    if config.path and folder.is_dir():
+      raise UserError(f"data.name is {config.name!r}, but {str(folder)!r} has only {', '.join(sorted(p.name for p in folder.iterdir()))}. {FORMS}") from e
+    close = nearest(base, tensorflow_datasets.list_builders(with_community_datasets=False))
+    raise UserError(f"data.name is {config.name!r}, but neither TFDS nor data.path has such a data set: {close}") from e
   except ImportError as e:
     raise UserError(
-      f"data.name is {config.name!r}: TFDS's description of it needs a package ({e}). Where it is prepared, name its version too "
-      f"({PREFIX}NAME/CONFIG:1.0.0): then what was prepared describes itself."
+      f"data.name is {config.name!r}, and TFDS cannot describe it without a further package ({_said(e)}). Where it is prepared, give its version too: "
+      f"then what was prepared describes itself. {FORMS}"
     ) from e
-  except (ValueError, AssertionError) as e:
-    said = " ".join(str(e).split())
-    raise UserError(f"data.name is {config.name!r}, and TFDS refuses it: {said[:400]}. Write {PREFIX}NAME, {PREFIX}NAME/CONFIG or either with :VERSION.") from e
+  except (ValueError, AssertionError, TypeError) as e:
+    raise UserError(f"data.name is {config.name!r}, and TFDS refuses it: {_said(e)}. {FORMS}") from e
+
+
+def _said(error):
+  """The message of an exception of TFDS in one line, without the prefix that repeats the arguments."""
+  return re.sub(r'^Failed to construct dataset .*?\}": ', "", " ".join(str(error).split()))[:300].rstrip(".")
 
 
 def _features(builder, config):
@@ -156,9 +170,9 @@ def _check_prepared(builder, config):
     "That needs TensorFlow (pip install -e '.[tfds_prepare]'), here or on another machine; training does not."
   )
   if not builder.is_prepared():
-    others = sorted(path.name for path in builder.data_path.parent.glob("*.*.*")) if builder.data_path.parent.is_dir() else []
-    hint = f" There are versions {', '.join(others)}: name one, as in {config.name}:{others[-1]}, or prepare this one." if others else " Prepare it once:"
-    raise UserError(f"data.name is {config.name!r}, but {str(builder.data_path)!r} has no prepared data set.{hint} {way}")
+    others = sorted(path.name for path in builder.data_path.parent.glob("[0-9]*.*.*"))
+    hint = f"There is {', '.join(others)}: take one, as {PREFIX}{wanted.split(':')[0]}:{others[-1]}, or prepare this one:" if others else "Prepare it once:"
+    raise UserError(f"data.name is {config.name!r}, but {str(builder.data_path)!r} has no prepared data set. {hint} {way}")
   formats = {form.value for form in builder.info.available_file_formats()}
   if FORMAT not in formats:
     raise UserError(
