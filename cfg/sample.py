@@ -96,7 +96,7 @@ def sample(config, *, mesh, workdir, labels, num, w, seed, ema=None, out=None):
     column_title=f"sample index; w = {w:g} (scale = {1 + w:g}), seed {seed}",
   )
   about = {
-    "sampler": config.sampler.name, "num_steps": config.sampler.num_steps, "var_interp": config.sampler.var_interp,
+    "data": trained.data_name, "sampler": config.sampler.name, "num_steps": config.sampler.num_steps, "var_interp": config.sampler.var_interp,
     "clip_x": config.sampler.clip_x, "nfe": sampler.nfe, "ema": float(trained.ema), "step": trained.step,
     "checkpoint_hash": trained.checkpoint_hash,
   }

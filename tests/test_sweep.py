@@ -162,7 +162,8 @@ def test_samples_of_chosen_classes(done, mesh1, tmp_path):
   """PNGs, a grid and a JSON; sample i of a class is the same whatever else is asked for, and the sweep's own."""
   workdir, config = done[0], small_config()
   out = sample.sample(config, mesh=mesh1, workdir=workdir, labels=["1", "7"], num=2, w=1.0, seed=0, out=tmp_path / "a")
-  rows = json.loads((out / "samples.json").read_text())["samples"]
+  about, rows = json.loads((out / "samples.json").read_text()).values()
+  assert about["data"] == "digits"
   assert [(r["label"], r["index"]) for r in rows] == [(1, 0), (1, 1), (7, 0), (7, 1)]
   assert all(r["seed"] == 0 and r["w"] == 1 and r["scale"] == 2 for r in rows)
   picture = lambda folder, label, i: np.asarray(Image.open(folder / f"class{label:04d}_{i:05d}.png")).astype(int)
