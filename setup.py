@@ -8,7 +8,7 @@ from setuptools import find_packages, setup
 HERE = pathlib.Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "cfg/__init__.py").read_text(encoding="utf-8")).group(1)
 # it imports importlib_resources and does not ask for it
-TFDS = ["tensorflow-datasets>=4.9.9,<5", "importlib_resources>=6"]
+TFDS = ["tensorflow-datasets>=4.9.10,<5", "importlib_resources>=6"]
 
 setup(
   name="cfg",
