@@ -8,56 +8,17 @@ import pathlib
 import pickle
 import subprocess
 import sys
-import types
 
 import numpy as np
 import pytest
 import tensorflow_datasets as library
-from PIL import Image
+from tfds_sets import CIFAR10, LABEL, encoded, encoded_file, make, pixels, real, rows
 
 from cfg import train
 from cfg.data import decode, imagenet, pipeline, recipes, sources, tfds
 from cfg.errors import UserError
 
 kinds = library.features
-LABEL = kinds.ClassLabel(names=["zebra", "ant", "猫"])
-
-
-def encoded(pixels, form="PNG"):
-  """The bytes of an image file."""
-  file = io.BytesIO()
-  Image.fromarray(pixels).save(file, form)
-  return file.getvalue()
-
-
-def pixels(seed, *shape):
-  """uint8 noise."""
-  return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
-
-
-def rows(count, *, seed=0, size=8, labels=3, **more):
-  """Examples of noise, of labels 0, 1, ... in turn."""
-  return [{"image": io.BytesIO(encoded(pixels(seed + i, size, size, 3))), "label": i % labels, **more} for i in range(count)]
-
-
-def prepare(builder, splits):
-  """Write {split: examples} as a builder's ArrayRecord files, without TensorFlow."""
-  builder._split_generators = lambda _: {split: enumerate(examples) for split, examples in splits.items()}
-  builder.download_and_prepare(file_format="array_record")
-
-
-def make(path, splits, *, name="tiny", **features):
-  """A data set that is known by its files alone; `features` beside or instead of an image and a label."""
-  features = {"image": kinds.Image(shape=(None, None, None)), "label": LABEL, **features}
-  features = {key: feature for key, feature in features.items() if feature is not None}
-  methods = {
-    "VERSION": library.core.Version("1.0.0"),
-    "_info": lambda self: library.core.DatasetInfo(builder=self, features=kinds.FeaturesDict(features)),
-    "_split_generators": None, "_generate_examples": None,
-  }
-  bases, unknown = (library.core.GeneratorBasedBuilder,), {"skip_registration": True}
-  builder = types.new_class(name.capitalize(), bases, unknown, lambda body: body.update(methods))
-  prepare(builder(data_dir=str(path)), splits)
 
 
 @pytest.fixture
@@ -90,7 +51,8 @@ def test_pictures_are_decoded_as_a_folders_are(load, tmp_path):
   """PNG and JPEG, colour, grey, transparent and 16-bit, of any size, by a recipe: the bytes that the files give in a folder."""
   pictures = {
     "png": encoded(pixels(0, 20, 30, 3)), "jpeg": encoded(pixels(1, 31, 17, 3), "JPEG"), "grey": encoded(pixels(2, 12, 9)),
-    "grey jpeg": encoded(pixels(3, 12, 9), "JPEG"), "transparent": encoded(pixels(4, 9, 9, 4)), "deep": encoded(pixels(5, 12, 9).astype(np.uint16) * 256),
+    "grey jpeg": encoded(pixels(3, 12, 9), "JPEG"), "transparent": encoded(pixels(4, 9, 9, 4)),
+    "deep": encoded(pixels(5, 12, 9).astype(np.uint16) * 256),
   }
   make(tmp_path, {split: [{"image": io.BytesIO(file), "label": i % 3} for i, file in enumerate(pictures.values())] for split in ("train", "test")})
   for recipe in ("area", "adm"):
@@ -122,11 +84,6 @@ def test_labels_are_read_without_decoding(load, tmp_path, monkeypatch):
   assert whole.labels.dtype == np.int32 and len(data.heldout) == 3
 
 
-def encoded_file(seed):
-  """A file of 8x8 noise."""
-  return io.BytesIO(encoded(pixels(seed, 8, 8, 3)))
-
-
 @pytest.mark.parametrize("workers", [0, 1])
 def test_the_stream_is_the_same_by_threads_and_processes(load, tmp_path, workers):
   """A pickled source in another process, and many threads at once, give what one thread gives."""
@@ -141,18 +98,6 @@ def test_the_stream_is_the_same_by_threads_and_processes(load, tmp_path, workers
   with batches(source, num_workers=workers) as got, batches(array) as expected:
     for a, b in zip(got, expected, strict=True):
       assert all(np.array_equal(a[key], b[key]) for key in ("image", "label", "index"))
-
-
-CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
-
-
-def real(path, name, *, size):
-  """The data set that TFDS has by this name, of a few examples of noise."""
-  builder = library.builder(name, data_dir=str(path))
-  extra = {"file_name": "x"} if name == "imagenet2012" else {"id": "x"} if name == "cifar10" else {}
-  if name == "cifar10":  # TFDS learns them from the archive
-    builder.info.features["label"].names = CIFAR10
-  prepare(builder, {"train": rows(4, size=size, **extra), "validation" if "imagenet" in name else "test": rows(3, size=size, **extra)})
 
 
 def test_cifar10_of_tfds(load, tmp_path):
@@ -202,14 +147,17 @@ NAMES = {
   "no such config": ("imagenet_resized/65x65", "refuses it: BuilderConfig 65x65.*64x64"),
   "no such version": ("cifar10:9.9.9", "cannot be loaded at version 9.9.9"),
   "empty": ("", "TFDS refuses it.*Write tfds:NAME"),
-  "not prepared": ("cifar10", "cifar10/3.0.2.*has no prepared data set.*download_and_prepare.file_format='array_record'.*tfds_prepare.*training does not"),
+  "not prepared": ("cifar10", "cifar10/3.0.2.*no prepared data set.*download_and_prepare.file_format='array_record'..*training does not"),
   "another version": ("tiny:2.0.0", "tiny' has only 1.0.0. Write.*:VERSION"),
   "no such argument": ("cifar10/colour=1", "refuses it.*unexpected keyword argument 'colour'"),
   "no image": ("imdb_reviews", "features are .*label: ClassLabel.* int64.*Needed are an image"),
 }
 
 
-@pytest.mark.parametrize("fields, said", [({"name": f"tfds:{name}"}, said) for name, said in NAMES.values()] + list(NO_SQUARE.values()), ids=[*NAMES, *NO_SQUARE])
+WRONG = {**{what: ({"name": f"tfds:{name}"}, said) for what, (name, said) in NAMES.items()}, **NO_SQUARE}
+
+
+@pytest.mark.parametrize("fields, said", WRONG.values(), ids=WRONG)
 def test_what_cannot_be_loaded_is_said(load, tmp_path, fields, said):
   """A wrong name, version or field of the config: what is wrong and what to do."""
   make(tmp_path, {"train": rows(2)})
@@ -242,11 +190,14 @@ def test_features_that_are_no_labelled_images(load, tmp_path, changes, said):
 def test_no_labels_to_train_on(load, tmp_path):
   """A data set without a training split, or whose labels are all unknown, is an error that lists the splits."""
   make(tmp_path, {"test": rows(2)})
-  with pytest.raises(UserError, match="no training split with labels .its splits: test"):
+  with pytest.raises(UserError, match="no training split with labels .splits: test"):
     load()
   make(tmp_path, {"train": [{**row, "label": -1} for row in rows(2)]}, name="hidden")
   with pytest.raises(UserError, match="no training split with labels"):
     load(name="tfds:hidden")
+  make(tmp_path, {"train": [*rows(20), {**rows(1)[0], "label": -1}], "test": rows(2)}, name="partly")
+  with pytest.raises(UserError, match="of the split train of TFDS partly/1.0.0 has no label"):
+    list(pipeline.epoch_batches(load(name="tfds:partly").train, batch_size=7))
 
 
 def test_what_is_prepared_in_another_way(load, tmp_path):
@@ -265,7 +216,7 @@ def test_damaged_files_are_named(load, tmp_path):
   """A record cut by a bad disk, and a picture that is none: the split and the example, and what to do."""
   make(tmp_path, {"train": [*rows(3), {"image": io.BytesIO(b"\x89PNG\r\n\x1a\nnot so"), "label": 0}], "test": rows(2)})
   data = load()
-  with pytest.raises(UserError, match="example . of the split train of TFDS tiny/1.0.0 has no image.*cannot identify.*Prepare the data set again, without it"):
+  with pytest.raises(UserError, match="example . of the split train of TFDS tiny/1.0.0 has no image.*cannot identify.*Prepare.*again, without it"):
     [data.train[i] for i in range(4)]
   (file,) = (tmp_path / "tiny" / "1.0.0").glob("tiny-test.array_record*")
   content = bytearray(file.read_bytes())

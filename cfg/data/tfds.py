@@ -40,6 +40,8 @@ class TfdsSource:
 
   def __getitem__(self, i):
     row = self._read(i)
+    if row["label"] < 0:
+      raise UserError(f"example {i} of {self.name} has no label. Choose a data set, or a version of it, whose training split is labelled throughout.")
     try:
       # as the files of a folder are read: TFDS itself takes OpenCV where it is installed, which gives other pixels
       image = decode.read_rgb(io.BytesIO(row["image"]))
@@ -75,7 +77,7 @@ def class_names(config):
 
 
 def splits(config):
-  """(name, {"train": source, perhaps another that can be held out}, class names) of the data set that `config`, the section data, names.
+  """(name, {"train": source, perhaps another of HELDOUT: source}, class names) of the data set that `config`, the section data, names.
 
   Raises:
     UserError: no TFDS, no such data set, one that is not prepared in data.path or not as ArrayRecord, or not one of labelled 8-bit images.
@@ -94,7 +96,7 @@ def splits(config):
 
   there = [split for split in ("train", *HELDOUT) if split in builder.info.splits and builder.info.splits[split].num_examples]
   if "train" not in there or not (train := open_split("train")).labelled:
-    raise UserError(f"data.name is {config.name!r}: {title} has no training split with labels (its splits: {', '.join(builder.info.splits)}). Choose another.")
+    raise UserError(f"data.name is {config.name!r}: {title} has no training split with labels (splits: {', '.join(builder.info.splits)}).")
   others = {split: source for split in there[1:] if (source := open_split(split)).labelled}
   name = f"tfds-{title.replace('/', '-')}"
   if builder.name == SQUEEZED:
@@ -119,13 +121,14 @@ def _builder(config):
     base = re.split("[/:]", wanted)[0]
     folder = pathlib.Path(config.path).expanduser() / base
     if config.path and folder.is_dir():
-      raise UserError(f"data.name is {config.name!r}, but {str(folder)!r} has only {', '.join(sorted(p.name for p in folder.iterdir()))}. {FORMS}") from e
+      there = ", ".join(sorted(path.name for path in folder.iterdir()))
+      raise UserError(f"data.name is {config.name!r}, but {str(folder)!r} has only {there}. {FORMS}") from e
     close = nearest(base, tensorflow_datasets.list_builders(with_community_datasets=False))
     raise UserError(f"data.name is {config.name!r}, but neither TFDS nor data.path has such a data set: {close}") from e
   except ImportError as e:
     raise UserError(
-      f"data.name is {config.name!r}, and TFDS cannot describe it without a further package ({_said(e)}). Where it is prepared, give its version too: "
-      f"then what was prepared describes itself. {FORMS}"
+      f"data.name is {config.name!r}, and TFDS cannot describe it without a further package ({_said(e)}). Where it is prepared, give its version "
+      f"too: then what was prepared describes itself. {FORMS}"
     ) from e
   except (ValueError, AssertionError, TypeError) as e:
     raise UserError(f"data.name is {config.name!r}, and TFDS refuses it: {_said(e)}. {FORMS}") from e
@@ -171,7 +174,9 @@ def _check_prepared(builder, config):
   )
   if not builder.is_prepared():
     others = sorted(path.name for path in builder.data_path.parent.glob("[0-9]*.*.*"))
-    hint = f"There is {', '.join(others)}: take one, as {PREFIX}{wanted.split(':')[0]}:{others[-1]}, or prepare this one:" if others else "Prepare it once:"
+    hint = "Prepare it once:"
+    if others:
+      hint = f"There is {', '.join(others)}: take one, as {PREFIX}{wanted.split(':')[0]}:{others[-1]}, or prepare this one:"
     raise UserError(f"data.name is {config.name!r}, but {str(builder.data_path)!r} has no prepared data set. {hint} {way}")
   formats = {form.value for form in builder.info.available_file_formats()}
   if FORMAT not in formats:
