@@ -1,11 +1,14 @@
 """What a sweep leaves for a reader: the table, the curve, the grid, the nearest training images."""
 
 import csv
+import functools
 import io
 import json
 import pathlib
 
 import matplotlib.figure
+import matplotlib.font_manager
+import matplotlib.text
 import numpy as np
 
 from cfg import files, images
@@ -14,6 +17,12 @@ from cfg.data import pipeline
 # rows of grid.png and nearest.png
 MOST_ROWS = 16
 FILES = ("sweep.json", "sweep.csv", "curve.png", "grid.png", "nearest.png")
+# of a name in a picture
+LONGEST = 24
+EAST_ASIAN = (
+  "Noto Sans CJK SC", "Noto Sans CJK JP", "Source Han Sans SC", "WenQuanYi Zen Hei", "WenQuanYi Micro Hei", "Droid Sans Fallback", "Microsoft YaHei",
+  "SimHei", "PingFang SC", "Heiti TC", "Hiragino Sans GB", "Hiragino Sans", "Yu Gothic", "Malgun Gothic", "Arial Unicode MS",
+)
 BLUE, ORANGE, GREY = "#1f5fa8", "#d9741a", "#6b6b6b"
 
 
@@ -41,7 +50,7 @@ def write(workdir, *, rows, references, pictures, about, dataset):
   count = min(dataset.num_classes, MOST_ROWS, len(pictures[columns[0]]))
   write_grid(
     workdir / "grid.png", np.stack([pictures[w][:count] for w in columns], axis=1),
-    row_names=dataset.class_names[:count], column_names=[f"{w:g}" for w in columns],
+    row_names=class_titles(dataset.class_names, range(count)), column_names=[f"{w:g}" for w in columns],
     column_title="guidance strength w  (scale = 1 + w); the same noise along a row",
     row_title="class",
   )
@@ -130,6 +139,7 @@ def write_curve(path, *, rows, references, about):
   by_fid.set(xlabel="guidance strength w", ylabel="FID (lower is better)", title="FID against w")
   by_is.set(xlabel="guidance strength w", ylabel="Inception Score (higher is better)", title="IS against w")
   trade.set(xlabel="Inception Score", ylabel="FID", title="FID against IS")
+  trade.locator_params(axis="x", nbins=5)
   for axes in (by_fid, trade):
     axes.set_ylim(bottom=0)
   for axes in (by_fid, by_is, trade):
@@ -137,7 +147,7 @@ def write_curve(path, *, rows, references, about):
     if axes.get_legend_handles_labels()[0]:
       axes.legend(fontsize=8, frameon=False)
   figure.suptitle(
-    f"Classifier-free guidance on {about['data']}: {about['num_samples']} samples per w, T = {about['num_steps']}; "
+    f"Classifier-free guidance on {printable(about['data'], otherwise='your images')}: {about['num_samples']} samples per w, T = {about['num_steps']}; "
     f"FID and IS in the features of {space}, not Inception's", fontsize=10,
   )
   save(figure, path)
@@ -149,7 +159,9 @@ def write_grid(path, pictures, *, row_names, column_names, row_title, column_tit
   factor = max(1, round(48 / height))
   sheet = images.tile(pictures.reshape(rows * columns, height, width, channels), rows=rows)
   inch = factor * (height + 1) / 100
-  figure = matplotlib.figure.Figure(figsize=(columns * inch + 1.2, rows * inch + 0.9), layout="constrained", dpi=150)
+  # room for the words, at about so much a character
+  words = 0.6 + 0.09 * max(map(len, row_names)), 0.09 * len(column_title)
+  figure = matplotlib.figure.Figure(figsize=(max(columns * inch, words[1]) + words[0], rows * inch + 0.9), layout="constrained", dpi=150)
   axes = figure.subplots()
   axes.imshow(sheet, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
   centres = lambda count, size: np.arange(count) * (size + 1) + (size - 1) / 2
@@ -218,5 +230,27 @@ def nearest_training(query, source, *, count, batch_size=1024):
 
 def save(figure, path):
   """Write a matplotlib figure as PNG, under a temporary name first."""
+  for text in figure.findobj(matplotlib.text.Text):
+    text.set_fontfamily(_families())
   with files.replacing(path) as tmp:
-    figure.savefig(tmp, format="png")
+    figure.savefig(tmp, format="png", bbox_inches="tight", pad_inches=0.1)
+
+
+@functools.cache
+def _families():
+  """matplotlib's own font, and those of East Asian writing that are installed."""
+  return ["DejaVu Sans", *(name for name in EAST_ASIAN if name in set(matplotlib.font_manager.get_font_names()))]
+
+
+def class_titles(class_names, labels):
+  """What the classes of these labels are called in a picture."""
+  return [printable(class_names[label], otherwise=f"class {label}") for label in labels]
+
+
+def printable(name, *, otherwise):
+  """A name for a picture, at most LONGEST characters of it; `otherwise` where no font that is installed can write it."""
+  fonts = [matplotlib.font_manager.get_font(matplotlib.font_manager.findfont(family)) for family in _families()]
+  if not all(any(font.get_char_index(ord(character)) for font in fonts) for character in name):
+    return otherwise
+  name = name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
+  return name.replace("$", "\\$")  # no mathematics

@@ -92,7 +92,7 @@ def sample(config, *, mesh, workdir, labels, num, w, seed, ema=None, out=None):
     })
   report.write_grid(
     out / "grid.png", pictures.reshape(len(chosen), num, *trained.image_shape),
-    row_names=[names[label] for label in chosen], column_names=[str(i) for i in range(num)], row_title="class",
+    row_names=report.class_titles(names, chosen), column_names=[str(i) for i in range(num)], row_title="class",
     column_title=f"sample index; w = {w:g} (scale = {1 + w:g}), seed {seed}",
   )
   about = {

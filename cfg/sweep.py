@@ -37,6 +37,11 @@ def sweep(config, *, dataset, mesh, workdir):
   """
   workdir = pathlib.Path(workdir)
   settings = check(config, dataset=dataset, mesh=mesh)
+  if settings.num_samples != config.sweep.num_samples:
+    log.info(
+      "%d samples at each strength instead of %d: %d equal blocks of %d classes",
+      settings.num_samples, config.sweep.num_samples, settings.num_blocks, dataset.num_classes,
+    )
   trained = open_trained(workdir, config=config, mesh=mesh, ema=settings.ema)
   extractor = extractors.get_judge(config, dataset=dataset, workdir=workdir)
   about = provenance(config, settings, trained=trained, extractor=extractor)
@@ -110,8 +115,6 @@ def check_settings(settings, *, num_classes, feature_dim, mesh):
       f"a block of the sweep has {block} samples but the extractor {feature_dim} features: the error of FID needs more "
       f"samples than features in each block. Raise sweep.num_samples to {unit * -(-(feature_dim + 1) * settings.num_blocks // unit)} or more."
     )
-  if rounded.num_samples != settings.num_samples:
-    log.info("%d samples at each strength instead of %d: %d equal blocks of %d classes", rounded.num_samples, settings.num_samples, settings.num_blocks, num_classes)
   return rounded
 
 

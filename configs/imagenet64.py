@@ -1,10 +1,10 @@
 """ImageNet 64x64, class-conditional: the paper's model (Ho & Salimans 2022, section 4.1, table 1).
 
-Command:  python -m cfg.main --config=configs/imagenet64.py --config.data.path=DIR
+Command:  python -m cfg.data.prepare DIR prepared/imagenet64 --resolution=64   # DIR has ILSVRC2012's tars, or Kaggle's files
+          python -m cfg.main --config=configs/imagenet64.py
           python -m cfg.main --config=configs/imagenet64.py:p_uncond=0.2 ...   # the paper's three are 0.1, 0.2 and 0.5
-          DIR/<class>/<image>; each image is cut to its centre square and area-averaged, as the paper's are. Once for all:
-          python -m cfg.data.prepare DIR prepared/imagenet64 --resolution=64
-          python -m cfg.main --config=configs/imagenet64.py --config.data.name=prepared --config.data.path=prepared/imagenet64
+          The preparation cuts images to their centre square and area-averages them, as the paper's are (--config.data.path=...
+          for another folder than prepared/imagenet64). TFDS's imagenet_resized/64x64 is not that: see the README.
           Without data, to try it: --config.data.name=synthetic. What it costs, without training: --mode=dry_run.
 Hardware: 8 GPUs of 80 GB: an update is made of 8 micro-batches of 32 images a GPU (--mode=dry_run finds room for 48
           where bf16 is computed as f32). On a larger slice set --config.train.accumulate=1, on less memory raise it:
@@ -32,7 +32,7 @@ def get_config(options="p_uncond=0.1"):
   """The paper's 64x64 model; `options` is "p_uncond=P"."""
   config = digits.get_config()
   config.cpu_devices = 8
-  config.data.update(name="folder", resolution=64, num_classes=1000, num_images=4096, heldout_fraction=0.01)
+  config.data.update(name="prepared", path="prepared/imagenet64", resolution=64, num_classes=1000, num_images=4096, heldout_fraction=0.01)
   config.model.update(
     ch=192, emb_ch=768, ch_mult=(1, 2, 3, 4), num_res_blocks=3, attn_resolutions=(32, 16, 8), num_heads=None, head_dim=64,
     dropout=0.1, norm_groups=32, dtype="bfloat16",

@@ -1,6 +1,6 @@
 """ImageNet 64x64, the paper's model, trained on one card of 12 GB: the run of configs/imagenet64.py in many small steps.
 
-Command:  python -m cfg.main --config=configs/imagenet64_12gb.py --config.data.path=DIR   # DIR/<class>/<image>
+Command:  python -m cfg.main --config=configs/imagenet64_12gb.py   # on the images that configs/imagenet64.py says how to prepare
           :p_uncond=0.2 after the file's name selects another of the paper's three, as in configs/imagenet64.py.
 Hardware: one GPU of 12 GB. Each update is made of 256 micro-batches of 8 images; blocks are recomputed in the backward
           pass; activations are bf16. --mode=dry_run --memory_gb=12 says what is left (compiled where it is run).

@@ -66,6 +66,8 @@ def _area_weights(size_in, size_out):
 def area_resize(image, size):
   """Mean of the input over each output pixel's area, rounded to uint8."""
   height, width, channels = image.shape
+  if height == width == size:
+    return image
   mean = (_area_weights(height, size) @ image.reshape(height, width * channels).astype(np.float64)).reshape(size, width, channels)
   mean = _area_weights(width, size) @ mean.transpose(1, 0, 2).reshape(width, size * channels)
   return np.clip(np.rint(mean), 0, 255).astype(np.uint8).reshape(size, size, channels).transpose(1, 0, 2)
