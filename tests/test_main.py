@@ -41,6 +41,7 @@ CASES = {
   "unknown mode": (["--mode=trian"], ["train"]),
   "stray word": (["train"], ["unexpected argument 'train'"]),
   "missing data folder": (["--config.data.name=folder", "--config.data.path=/nowhere/at/all"], ["/nowhere/at/all", "is not a folder"]),
+  "a sweep that gives no numbers, before training": (["--config.sweep.num_blocks=1"], ["sweep.num_samples", "at least 2 blocks"]),
   "w and scale": (["--mode=sample", "--w=1", "--scale=2"], ["--w=1 and --scale=2", "give one"]),
   "nothing trained": (["--mode=sample", "--w=1"], ["no checkpoint", "--mode=train"]),
 }
@@ -48,7 +49,7 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_bad_input_is_one_paragraph(case, tmp_path):
-  """The thing and the remedy are named, on stderr, with an exit code and without a traceback."""
+  """The thing and the remedy are named, on stderr, with an exit code and without a traceback; nothing was trained."""
   options, words = CASES[case]
   config = None if options == [None] else "configs/digits.py"
   code, _, stderr = command(f"--workdir={tmp_path}", *[o for o in options if o], config=config)
@@ -56,6 +57,7 @@ def test_bad_input_is_one_paragraph(case, tmp_path):
   assert code == 1 and "Traceback" not in stderr and len(error.strip().splitlines()) == 1
   for word in words:
     assert word in error
+  assert not (tmp_path / "checkpoints").exists()
 
 
 def test_another_runs_directory_is_left_alone(workdir):

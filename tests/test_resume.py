@@ -7,9 +7,11 @@ import subprocess
 import sys
 import time
 
+import jax
+import numpy as np
 import pytest
 
-from cfg import checkpoint, files
+from cfg import checkpoint, files, sharding, train, watch
 
 TRAIN_STEPS = 120
 OPTIONS = [
@@ -99,6 +101,30 @@ def test_killed_training_ends_with_the_same_state(start, whole, tmp_path):
   # the log is that of one run: each step once, in order
   steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
   assert steps == sorted(steps) and set(steps) == set(range(5, TRAIN_STEPS + 1, 5))
+
+
+def test_resumed_otherwise_it_is_the_same_run(config, digits, mesh1, tmp_path, monkeypatch):
+  """Half on one device, half on two in micro-batches with images read by another process: the losses of the whole run."""
+  config.train.update(num_steps=12, log_every_steps=1, heldout_every_steps=0, preview_every_steps=0, checkpoint_every_steps=0, flip=True)
+  config.heldout.batch_size = 8
+  for what, nothing in (("heldout", {}), ("preview", np.zeros((8, 8, 1), np.uint8))):  # not looked at here
+    monkeypatch.setattr(watch.Watcher, what, lambda *_, nothing=nothing: nothing)
+
+  def run(workdir, mesh, **fields):
+    staged = config.copy_and_resolve_references()
+    staged.train.update(fields)
+    train.train(staged, dataset=digits, mesh=mesh, workdir=workdir)
+
+  run(tmp_path / "whole", mesh1)
+  run(tmp_path / "staged", mesh1, num_steps=5)
+  run(tmp_path / "staged", sharding.make_mesh(jax.devices()[:2]), accumulate=2, data_workers=1)
+  logged = lambda name: [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+  losses = {name: {row["step"]: row["loss"] for row in logged(name) if "loss" in row} for name in ("whole", "staged")}
+  assert set(losses["whole"]) == set(range(2, 13)) and set(losses["staged"]) >= set(range(7, 13))
+  for step, loss in losses["staged"].items():
+    assert loss == pytest.approx(losses["whole"][step], rel=1e-4), step
+  states = {name: final_state(tmp_path / name) for name in losses}
+  assert [states[name][0] for name in losses] == [12, 12] and all(state[2]["stream_position"] == 12 * 16 for state in states.values())
 
 
 def test_killed_sweep_goes_on_where_it_was(start, whole, tmp_path):

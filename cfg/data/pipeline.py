@@ -5,6 +5,7 @@ examples [step B, (step + 1) B); a host takes its contiguous share of it, so the
 content and order of global batches do not depend on the number of hosts.
 """
 
+import gc
 import signal
 
 import grain
@@ -52,8 +53,11 @@ class Stream:
     return next(self._iterator)
 
   def close(self):
-    """Stop reading ahead."""
+    """Stop reading ahead; there is no next batch then."""
     self._iterator.close()
+    self._iterator = iter(())
+    # grain's iterators hold on to themselves, and to the last batch in memory shared with each worker
+    gc.collect()
 
   def __enter__(self):
     return self
