@@ -2,7 +2,7 @@
 # Train and sweep on all the devices of this machine, in the background, and follow the log.
 #
 #   launch/single_host.sh CONFIG WORKDIR [--config.field=value ...]
-#   launch/single_host.sh configs/imagenet64.py runs/imagenet64 --config.data.path=/data/imagenet
+#   launch/single_host.sh configs/imagenet64.py runs/imagenet64 --config.data.path=/data/imagenet64
 #
 # Makes .venv here if there is none: with the extra `cuda` where there is an NVIDIA card, `tpu`
 # where there is a TPU (EXTRA=cuda|tpu|none chooses). The run outlives this terminal; Ctrl-C stops

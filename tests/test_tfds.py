@@ -12,7 +12,7 @@ import sys
 import numpy as np
 import pytest
 import tensorflow_datasets as library
-from tfds_sets import CIFAR10, LABEL, encoded, encoded_file, make, pixels, real, rows
+from tfds_sets import CIFAR10, LABEL, PROGRAM, encoded, encoded_file, make, pixels, real, rows
 
 from cfg import train
 from cfg.data import decode, imagenet, pipeline, recipes, sources, tfds
@@ -132,6 +132,27 @@ def test_imagenet_resized_is_marked(load, tmp_path, caplog):
   assert sorted(data.class_names) == sorted(imagenet.synsets().values()) and data.class_names != tuple(imagenet.synsets().values())
 
 
+@pytest.mark.parametrize("name, size, held", [("cifar10", 32, "test"), ("imagenet2012", 40, "validation"), ("imagenet_resized/64x64", 64, "validation")])
+def test_what_is_asked_of_tfds(load, tmp_path, name, size, held):
+  """Over tfds.testing.mock_data: the two splits, as ArrayRecord, of each the image encoded; what TFDS hands out is what comes, pixel by pixel."""
+  real(tmp_path, name, size=size)
+  asked = []
+
+  def examples(builder, split, *, decoders, file_format):
+    asked.append((builder.name, split, file_format, {feature: type(decoder) for feature, decoder in decoders.items()}))
+    return [{**row, "image": row["image"].getvalue()} for row in rows(5, seed=len(split), size=size)]
+
+  with library.testing.mock_data(num_examples=5, data_dir=str(tmp_path), as_data_source_fn=examples):
+    data = load(name=f"tfds:{name}", resolution=size)
+  skipped = {"image": library.decode.SkipDecoding}
+  assert asked == [(name.split("/")[0], split, "array_record", skipped) for split in ("train", held)]
+  for source, split in ((data.train, "train"), (data.heldout, held)):
+    for i in range(len(source)):
+      np.testing.assert_array_equal(source[i]["image"], pixels(len(split) + i, size, size, 3))
+      assert source[i]["label"] == i % 3
+    assert len(source) == 5
+
+
 def test_the_shape_reads_no_files(load, tmp_path):
   """With data.num_classes nothing is opened; a number that is not the data set's is an error when it is."""
   load.config.data.update(name="tfds:nothing_like_it", num_classes=7, resolution=16)
@@ -244,22 +265,6 @@ def test_tfds_is_an_extra(load, monkeypatch):
   monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
   with pytest.raises(UserError, match=r"tensorflow-datasets cannot be imported.*pip install -e '.\[tfds\]'"):
     load(name="tfds:cifar10")
-
-
-PROGRAM = """
-import json, pathlib, sys
-from ml_collections import ConfigDict
-from cfg.data import pipeline, sources
-
-assert "tensorflow_datasets" not in sys.modules
-data = sources.load(ConfigDict(json.loads(sys.argv[1])))
-with pipeline.train_stream(data.train, batch_size=2, seed=0, start_step=0, num_steps=3) as stream:
-  print(sum(int(batch["label"].size) for batch in stream), data.num_classes)
-loaded = {name.split(".")[0] for name in sys.modules}
-assert "tensorflow_datasets" in loaded and not loaded & {"tensorflow", "torch", "cv2"}, loaded
-assert not pathlib.Path(sys.argv[2]).exists(), "tried"
-import tensorflow
-"""
 
 
 def test_tensorflow_is_not_even_tried(load, tmp_path):

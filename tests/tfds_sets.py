@@ -63,3 +63,20 @@ def real(path, name, *, size):
   if name == "cifar10":  # TFDS learns them from the archive
     builder.info.features["label"].names = CIFAR10
   prepare(builder, {"train": rows(4, size=size, **extra), "validation" if "imagenet" in name else "test": rows(3, size=size, **extra)})
+
+
+# loads a set of TFDS, its config in argv[1], and is sure that no TensorFlow was (that in argv[2] would leave a file)
+PROGRAM = """
+import json, pathlib, sys
+from ml_collections import ConfigDict
+from cfg.data import pipeline, sources
+
+assert "tensorflow_datasets" not in sys.modules
+data = sources.load(ConfigDict(json.loads(sys.argv[1])))
+with pipeline.train_stream(data.train, batch_size=2, seed=0, start_step=0, num_steps=3) as stream:
+  print(sum(int(batch["label"].size) for batch in stream), data.num_classes)
+loaded = {name.split(".")[0] for name in sys.modules}
+assert "tensorflow_datasets" in loaded and not loaded & {"tensorflow", "torch", "cv2"}, loaded
+assert not pathlib.Path(sys.argv[2]).exists(), "tried"
+import tensorflow
+"""
