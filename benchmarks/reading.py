@@ -6,7 +6,7 @@ stream of batches of 256, flipped at random, as float32 in [-1, 1] on the (CPU) 
 program, in PyTorch a part of the data set's __getitem__. No worker process, one and two; the best counts. ROUNDS=3 goes round
 three times. At last the stream feeds a step that only sleeps, as long as imagenet64's would take on GPUs.
 
-Linux alone (cores are chosen by sched_setaffinity). Needs: pip install torch==2.13.0. Prints two tables; 5 minutes a round.
+Linux alone (cores are chosen by sched_setaffinity). Needs: pip install torch==2.13.0. Prints two tables; 10 minutes a round.
 """
 
 import itertools
