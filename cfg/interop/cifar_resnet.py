@@ -5,14 +5,12 @@ Flax's. The depth is told from the names; everything else is fixed.
 """
 
 import pathlib
-import zipfile
-import zlib
 
 import numpy as np
 
 from cfg import config as config_lib
-from cfg import files
 from cfg.errors import UserError
+from cfg.interop import arrays as arrays_lib
 from cfg.interop import torch_file
 from cfg.models import cifar_resnet
 
@@ -24,21 +22,11 @@ def read(path):
     UserError: not such a file, or of another network; it names the arrays.
   """
   path = pathlib.Path(path).expanduser()
-  arrays = _read_npz(path) if path.suffix == ".npz" else torch_file.read(path)
+  arrays = arrays_lib.read_npz(path) if path.suffix == ".npz" else torch_file.read(path)
   try:
     return convert(arrays)
   except UserError as e:
     raise UserError(f"{str(path)!r} is not a ResNet of akamaster/pytorch_resnet_cifar10 (CIFAR-10, shortcuts without parameters): {e}") from e
-
-
-def _read_npz(path):
-  try:
-    return files.read_npz(path)
-  except OSError as e:
-    raise UserError(f"cannot read {str(path)!r}: {e.strerror or e}.") from e
-  # what numpy raises for a file that is no zip, is empty, holds one array or objects, or is damaged
-  except (ValueError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as e:
-    raise UserError(f"cannot take arrays from {str(path)!r}: {e}. It must be an .npz of the arrays of a state dict.") from e
 
 
 def convert(arrays):
@@ -53,7 +41,7 @@ def convert(arrays):
   arrays = {name: a for name, a in arrays.items() if not name.endswith(".num_batches_tracked")}
   model = cifar_resnet.CifarResNet(num_blocks=len({name.split(".")[1] for name in arrays if name.startswith("layer1.")}) or 1)
   wanted = layout(model.num_blocks)
-  _check(arrays, {name: shape for name, (_, shape) in wanted.items()})
+  arrays_lib.check(arrays, {name: shape for name, (_, shape) in wanted.items()})
   return model, config_lib.unflatten({ours: _ours(arrays[name]) for name, (ours, _) in wanted.items()}, separator="/")
 
 
@@ -77,20 +65,6 @@ def layout(num_blocks):
   found["linear.weight"] = "logits/kernel", (cifar_resnet.NUM_CLASSES, inputs)
   found["linear.bias"] = "logits/bias", (cifar_resnet.NUM_CLASSES,)
   return found
-
-
-def _check(arrays, shapes):
-  """Raise UserError unless there are arrays of just these names and shapes, of numbers."""
-  some = lambda names: f"{', '.join(sorted(names)[:4])}{', ...' if len(names) > 4 else ''}"
-  if missing := shapes.keys() - arrays.keys():
-    raise UserError(f"it lacks {len(missing)} of its {len(shapes)} arrays: {some(missing)}.")
-  if extra := arrays.keys() - shapes.keys():
-    raise UserError(f"it has {len(extra)} arrays that the network does not: {some(extra)}.")
-  for name, shape in shapes.items():
-    if arrays[name].shape != shape:
-      raise UserError(f"{name} has shape {arrays[name].shape}, not {shape}.")
-    if not np.can_cast(arrays[name].dtype, np.float32, "same_kind"):
-      raise UserError(f"{name} is not of numbers but of {arrays[name].dtype}.")
 
 
 def _ours(array):
