@@ -34,6 +34,7 @@ setup(
     "optax>=0.2.8,<0.3",
     "orbax-checkpoint>=0.11.25,<0.13",
     "pillow>=11",
+    "protobuf>=5",
     "safetensors>=0.5,<1",
     "scikit-learn>=1.5,<2",
     "scipy>=1.13,<2",

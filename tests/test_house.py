@@ -26,6 +26,7 @@ HOMES = {
   "absl": {"main", "data"},  # grain's worker processes want its flags parsed
   "ml_collections": {"main", "config"},
   "safetensors": {"interop"},
+  "google": {"interop"},  # google.protobuf
   "clu": {"train"},
   "tensorboardX": {"logs"},
   "matplotlib": {"report"},
