@@ -54,7 +54,7 @@ def real_errors(rows):
 
 def test_the_real_network():
   """With the published weights, features of 24 test images of CIFAR-10 are those that PyTorch computed, to 1e-5 (1e-4 is asked for)."""
-  errors = real_errors(np.arange(0, 200, 9)[:24])
+  errors = real_errors(np.arange(0, 192, 8))
   assert max(errors.values()) < 1e-5, errors
 
 
@@ -65,6 +65,7 @@ def test_the_real_network_on_all_the_reference_features():
   assert max(errors.values()) < 1e-5, errors
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("name", inception.OUTPUTS)
 def test_outputs_are_pytorchs(outputs, name):
   """Random weights, uint8 images 40x57: every output has its dimension and the numbers that PyTorch gave (inception_reference.py), to 1e-5."""

@@ -42,11 +42,11 @@ def weights(pth):
 def test_every_format_is_the_same_network(state, weights, tmp_path):
   """The graph (.pb), the folded arrays and our own file of the same weights give the parameters of the port's file, bit by bit, whatever their names."""
   params, info = weights
-  assert info == {"format": "a PyTorch file", "file": "pt_inception.pth", "weights_sha256": checkpoint.tree_hash(params), "complete": True}
+  assert info == {"format": "PyTorch", "file": "pt_inception.pth", "weights_sha256": checkpoint.tree_hash(params), "complete": True}
   inception_files.write_graph(tmp_path / "a", state)
   inception_files.write_folded(tmp_path / "b", state)
   interop.write(tmp_path / "c", params)
-  for name, kind in (("a", "a frozen graph"), ("b", "a file of folded arrays"), ("c", "a safetensors file")):
+  for name, kind in (("a", "frozen graph"), ("b", "folded arrays"), ("c", "safetensors")):
     other, about = interop.read(tmp_path / name)
     assert about == info | {"format": kind, "file": name}
     assert inception.available(other) == tuple(inception.OUTPUTS)
@@ -89,7 +89,7 @@ def small(**changes):
 
 
 @pytest.mark.parametrize("arrays, words", [
-  (small(), "a.npz', a file of folded arrays, has too little of .*lacks mixed/conv/bias, .*\\.\\.\\."),
+  (small(), "a.npz', read as folded arrays, has too little of .*lacks mixed/conv/bias, .*\\.\\.\\."),
   (small(**{"conv_9/folded_bias": np.zeros(3)}), "is not the Inception network of 2015-12-05: it has 1 arrays that .*: conv_9/folded_bias"),
   (small(**{"conv/folded_bias": np.zeros(3)}), "conv/folded_bias has shape \\(3,\\), not \\(32,\\)"),
   (small(**{"conv/folded_bias": np.array(["x"] * 32)}), "conv/folded_bias is not of numbers"),
@@ -108,9 +108,9 @@ def test_other_files_are_refused(pth, tmp_path):
   path = tmp_path / "file"
   cases = {
     b"": "no file of Inception weights", b"hello": "no file of Inception weights", b"\x1f\x8b\x08" + bytes(9): "Unpack classify_image_graph_def.pb",
-    pth.read_bytes()[:1000]: "a PyTorch file, is not .*cannot take tensors", b"PK\x03\x04" + bytes(40): "cannot take tensors",
-    b"\x0a\x7fx": "a frozen graph, is not .*or is damaged", (pathlib.Path(__file__).parent / "data" / "torch_legacy.pt").read_bytes(): "lacks 472 of its 472",
-    safetensors.numpy.save({"a": np.zeros(3)}): "a safetensors file, is not .*has format None, not 'cfg-inception-1'",
+    pth.read_bytes()[:1000]: "read as PyTorch, is not .*cannot take tensors", b"PK\x03\x04" + bytes(40): "cannot take tensors",
+    b"\x0a\x7fx": "read as frozen graph, is not .*or is damaged", (pathlib.Path(__file__).parent / "data" / "torch_legacy.pt").read_bytes(): "lacks 472 of its 472",
+    safetensors.numpy.save({"a": np.zeros(3)}): "read as safetensors, is not .*has format None, not 'cfg-inception-1'",
   }
   for content, words in cases.items():
     path.write_bytes(content)
@@ -170,7 +170,7 @@ def set_value(name, change):
 def test_other_graphs_are_refused(tmp_path, edit, words):
   """Nodes that are missing or of another kind, constants of another type, shape or length, impossible values: the node is named."""
   (tmp_path / "a.pb").write_bytes(edited_graph(edit))
-  with pytest.raises(UserError, match=f"a.pb', a frozen graph, is not the Inception network of 2015-12-05: .*{words}"):
+  with pytest.raises(UserError, match=f"a.pb', read as frozen graph, is not the Inception network of 2015-12-05: .*{words}"):
     interop.read(tmp_path / "a.pb")
 
 
@@ -186,7 +186,7 @@ def test_the_command(served, weights, tmp_path, capsys):
   interop.main([str(tmp_path / "a.safetensors")])
   interop.main([str(tmp_path / "b.safetensors"), "--source", str(tmp_path / "a.safetensors")])
   for name in ("a.safetensors", "b.safetensors"):
-    assert interop.read(tmp_path / name)[1] == weights[1] | {"format": "a safetensors file", "file": name}
+    assert interop.read(tmp_path / name)[1] == weights[1] | {"format": "safetensors", "file": name}
   with pytest.raises(UserError, match="its folder is not there"):
     interop.main([str(tmp_path / "absent" / "a.safetensors")])
 

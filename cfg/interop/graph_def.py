@@ -45,7 +45,7 @@ def message_class(name):
         what = dict(type=getattr(kinds, f"TYPE_{kind.upper()}"))
       declared.field.add(name=field, number=number, label=label, **what)
   pool = descriptor_pool.DescriptorPool()
-  pool.Add(file)
+  pool.AddSerializedFile(file.SerializeToString())
   return message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{PACKAGE}.{name}"))
 
 

@@ -49,13 +49,13 @@ def read(path):
   try:
     flat = load(path)
   except UserError as e:
-    raise UserError(f"{str(path)!r}, {kind}, is not the Inception network of 2015-12-05: {e}") from e
+    raise UserError(f"{str(path)!r}, read as {kind}, is not the Inception network of 2015-12-05: {e}") from e
   if strange := [name for name, a in flat.items() if not np.isfinite(a).all()]:
-    raise UserError(f"{str(path)!r}, {kind}, is damaged: {arrays_lib.some(strange)} has numbers that are not finite.")
+    raise UserError(f"{str(path)!r}, read as {kind}, is damaged: {arrays_lib.some(strange)} has numbers that are not finite.")
   params = config_lib.unflatten(flat, separator="/")
   if not inception.available(params):
     missing = [name for name in inception.needed("spatial") if name not in flat]
-    raise UserError(f"{str(path)!r}, {kind}, has too little of the Inception network for any output: it lacks {arrays_lib.some(missing)}.")
+    raise UserError(f"{str(path)!r}, read as {kind}, has too little of the Inception network for any output: it lacks {arrays_lib.some(missing)}.")
   complete = flat.keys() == inception.layout().keys()
   return params, {"format": kind, "file": path.name, "weights_sha256": checkpoint.tree_hash(params), "complete": complete}
 
@@ -76,13 +76,13 @@ def _reader(path):
   except OSError as e:
     raise UserError(f"cannot read {str(path)!r}: {e.strerror or e}.") from e
   if start[8:] == b"{":  # after the length of its header
-    return "a safetensors file", _read_safetensors
+    return "safetensors", _read_safetensors
   if start.startswith(b"PK"):
-    return ("a file of folded arrays", formats.read_folded) if _has_arrays(path) else ("a PyTorch file", formats.read_torch)
+    return ("folded arrays", formats.read_folded) if _has_arrays(path) else ("PyTorch", formats.read_torch)
   if start.startswith(b"\x80"):  # a pickle, as before PyTorch 1.6
-    return "a PyTorch file", formats.read_torch
+    return "PyTorch", formats.read_torch
   if start.startswith(b"\x0a"):  # the first field, its nodes
-    return "a frozen graph", formats.read_graph
+    return "frozen graph", formats.read_graph
   unpack = " Unpack classify_image_graph_def.pb from it." if start.startswith(b"\x1f\x8b") else ""
   raise UserError(
     f"{str(path)!r} is no file of Inception weights: it is neither a frozen TensorFlow graph (.pb), nor of PyTorch (.pth), .npz or .safetensors.{unpack}"

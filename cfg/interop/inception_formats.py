@@ -85,7 +85,7 @@ def read_torch(path):
 
 
 def _scopes():
-  """{scope: shape of its kernel}, in the network's order."""
+  """{scope: shape of its kernel}, the softmax among them."""
   return {name.removesuffix("/kernel"): shape for name, shape in inception.layout().items() if name.endswith("/kernel")}
 
 
