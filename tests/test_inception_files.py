@@ -80,6 +80,17 @@ def test_part_of_the_weights(state, tmp_path):
     inception.apply(params, pixels, outputs=("pool3",))
 
 
+@pytest.mark.parametrize("lacking, able", [
+  (None, "spatial mixed_7 mixed_8 pool_3 logits logits_no_bias"), ("softmax/bias", "spatial mixed_7 mixed_8 pool_3"),
+  ("mixed_10/tower_1/mixed/conv_1/bias", "spatial mixed_7 mixed_8"), ("mixed_8/tower/conv/kernel", "spatial mixed_7"),
+  ("mixed_7/conv/bias", "spatial"), ("mixed_6/conv/bias", ""), ("conv_4/kernel", ""),
+])
+def test_what_weights_are_enough_for(lacking, able):
+  """Without one array there are the outputs before it, and no others."""
+  there = {name: shape for name, shape in inception.layout().items() if name != lacking}
+  assert inception.available(config_lib.unflatten(there, separator="/")) == tuple(able.split())
+
+
 def small(**changes):
   """The arrays of a folded file that ends after the stem, changed."""
   arrays = {}
