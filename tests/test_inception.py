@@ -93,6 +93,13 @@ def test_what_is_not_asked_for_is_not_computed(params):
     assert [v.shape for v in program.out_avals] == [(1, inception.OUTPUTS[name].dim) for name in sorted(outputs)]
 
 
+def test_products_are_of_whole_float32(params):
+  """Every convolution and matrix product says so, the resize's two and the softmax's too: GPUs and TPUs would round their inputs."""
+  program = str(jax.make_jaxpr(lambda p, x: inception.apply(p, x, outputs=("logits",)))(params, np.zeros((1, 32, 32, 3), np.uint8)))
+  assert program.count("conv_general_dilated[") + program.count("dot_general[") == 94 + 3
+  assert program.count("precision=(Precision.HIGHEST, Precision.HIGHEST)") == 94 + 3
+
+
 def slow_resize(image, size=299):
   """TF1's rule, pixel by pixel, in float64."""
   height, width, channels = image.shape
