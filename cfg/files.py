@@ -4,6 +4,8 @@ import contextlib
 import json
 import os
 import pathlib
+import zipfile
+import zlib
 
 import numpy as np
 
@@ -38,7 +40,11 @@ def write_npz(path, arrays):
 
 
 def read_npz(path):
-  """Read what `write_npz` wrote; never unpickles."""
+  """Read what `write_npz` wrote; never unpickles. Raises OSError, or ValueError for what is no whole .npz."""
   # np.load leaves a file open that it cannot read
-  with pathlib.Path(path).open("rb") as file, np.load(file, allow_pickle=False) as archive:
-    return {name: archive[name] for name in archive.files}
+  with pathlib.Path(path).open("rb") as file:
+    try:
+      with np.load(file, allow_pickle=False) as archive:
+        return {name: archive[name] for name in archive.files}
+    except (zipfile.BadZipFile, zlib.error, EOFError, TypeError) as e:  # the last: a single array, .npy
+      raise ValueError(f"it is no whole .npz: {e}") from e

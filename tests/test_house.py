@@ -13,7 +13,7 @@ LEVELS = [
   {"losses", "sampling", "train_state", "optim", "sharding", "checkpoint", "logs", "data", "evaluation"},
   {"interop"},
   {"generate", "trained", "extractors", "report", "train_step", "workdir_config"},
-  {"watch", "sweep", "sample", "dry_run"},
+  {"watch", "sweep", "sample", "dry_run", "evaluate"},
   {"train"},
   {"main"},
 ]

@@ -1,10 +1,14 @@
 """What prepare reads, told apart by what is there: class folders, ImageNet's archives, CIFAR-10's, an npz."""
 
+import dataclasses
+import json
 import pathlib
+from collections.abc import Callable
 
 import numpy as np
 
-from cfg.data import cifar10, imagenet, trees
+from cfg import files
+from cfg.data import cifar10, decode, imagenet, records, trees
 from cfg.data.parts import Arrays, Input
 from cfg.errors import UserError
 
@@ -58,9 +62,8 @@ def npz(path):
   Nothing is unpickled.
   """
   try:
-    with np.load(path, allow_pickle=False) as archive:
-      arrays = {name: archive[name] for name in archive.files}
-  except (OSError, ValueError, EOFError) as e:
+    arrays = files.read_npz(path)
+  except (OSError, ValueError) as e:
     raise UserError(f"cannot read {str(path)!r} ({e}): it must be an .npz of plain arrays.") from e
   pairs = {"train": ("x_train", "y_train"), "test": ("x_test", "y_test")} if "x_train" in arrays else {"train": ("images", "labels")}
   splits = {}
@@ -79,3 +82,51 @@ def npz(path):
   if len(names) < count:
     raise UserError(f"{str(path)!r} has labels up to {count - 1} but {len(names)} class_names.")
   return Input("npz", names, splits, {})
+
+
+@dataclasses.dataclass(frozen=True)
+class Images:
+  """Images without labels, in an order: how many, `read(i)` -> uint8 [H,W,3], `name(i)` for messages, and facts of a sample run."""
+
+  count: int
+  read: Callable
+  name: Callable
+  about: dict
+
+
+def open_images(path):
+  """The Images at `path`: an .npz with arr_0 uint8 [N,H,W,3]; a prepared data set's training split; a folder, zip or tar of images, sorted by name.
+
+  Of a folder that --mode=sample made, those that its samples.json lists.
+
+  Raises:
+    UserError: none of these, or no images.
+  """
+  path = pathlib.Path(path).expanduser()
+  if path.is_file() and path.suffix == ".npz":
+    pixels = _arr_0(path)
+    return Images(len(pixels), pixels.__getitem__, lambda i: f"{path.name}[{i}]", {})
+  if (path / records.MANIFEST).is_file():
+    manifest = records.read_manifest(path)
+    source = records.open_split(path, manifest, "train")
+    return Images(len(source), lambda i: source[i]["image"], lambda i: f"{path.name}[{i}]", {"data": manifest["name"], "plan_sha256": manifest["plan_sha256"]})
+  tree = trees.open_tree(path)
+  about, names = {}, sorted(name for name in tree.names if pathlib.PurePosixPath(name).suffix.lower() in decode.IMAGE_SUFFIXES)
+  if "samples.json" in tree.names:
+    run = json.loads(tree.read("samples.json"))
+    about, names = run["about"], [row["file"] for row in run["samples"]]
+    about |= {name: run["samples"][0][name] for name in ("w", "scale", "seed")}
+  if not names:
+    raise UserError(f"{str(path)!r} has no images ({', '.join(decode.IMAGE_SUFFIXES)}).")
+  part = tree.images(names, np.zeros(len(names), np.int32))
+  return Images(len(names), part.read, names.__getitem__, about)
+
+
+def _arr_0(path):
+  try:
+    pixels = files.read_npz(path)["arr_0"]
+  except (OSError, ValueError, KeyError) as e:
+    raise UserError(f"cannot read images from {str(path)!r} ({e}): it must be an .npz with arr_0, uint8 [N,H,W,3].") from e
+  if pixels.ndim != 4 or pixels.shape[3] != 3 or pixels.dtype != np.uint8 or not len(pixels):
+    raise UserError(f"arr_0 of {str(path)!r} is {pixels.dtype} {list(pixels.shape)}: it must be uint8 [N,H,W,3].")
+  return pixels

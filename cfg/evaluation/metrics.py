@@ -5,20 +5,21 @@ import functools
 import numpy as np
 
 
-def frechet_distance(a, b):
+def frechet_distance(a, b, *, allow_few=False):
   """|m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a^(1/2) C_b C_a^(1/2))^(1/2)) (Heusel et al. 2017, arXiv 1706.08500).
 
   The square roots are taken by symmetric eigen-decomposition in float64, with
   eigenvalues below zero (rounding) cut to zero.
 
   Args:
-    a, b: statistics.Gaussian. Each count must exceed the feature dimension.
+    a, b: statistics.Gaussian, or statistics.Moments. Each count, where it is known, must exceed the feature dimension,
+    allow_few: or need not.
 
   Raises:
     ValueError: fewer samples than that: the covariance would be singular and the number biased at will.
   """
   for stats in (a, b):
-    if stats.count <= stats.mean.size:
+    if not allow_few and stats.count is not None and stats.count <= stats.mean.size:
       raise ValueError(
         f"{stats.count} samples cannot give a covariance of {stats.mean.size} features: "
         f"at least {stats.mean.size + 1} are needed"
@@ -80,6 +81,15 @@ def standard_error(values):
   """Standard deviation (n - 1) of block values over sqrt(number of blocks)."""
   values = np.asarray(values, np.float64)
   return float(values.std(ddof=1) / np.sqrt(len(values)))
+
+
+def jackknife_error(values):
+  """sqrt((k - 1) / k sum_i (v_i - mean)^2): the standard error of a number of all samples, from what it is without each of k blocks (Efron & Stein 1981).
+
+  Each value is of nearly all samples, so that it exists where blocks alone are too small for a covariance.
+  """
+  values = np.asarray(values, np.float64)
+  return float(np.sqrt((len(values) - 1) / len(values) * ((values - values.mean()) ** 2).sum()))
 
 
 def summarise(blocks, *, train, heldout):

@@ -42,6 +42,15 @@ class Gaussian:
 
 
 @dataclasses.dataclass
+class Moments:
+  """Mean and covariance that somebody published; of how many samples is not known."""
+
+  mean: np.ndarray  # [D]
+  cov: np.ndarray  # [D,D]
+  count = None
+
+
+@dataclasses.dataclass
 class ClassEntropy:
   """Sums for the Inception Score of class probabilities [N,K]: of p, and of sum_k p log p."""
 

@@ -1,0 +1,234 @@
+"""python -m cfg.evaluate: numbers that are their formulas, whatever the file, the batch and the devices, and that say what they are."""
+
+import json
+import zipfile
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from cfg import evaluate, files
+from cfg.data import inputs
+from cfg.errors import UserError
+from cfg.evaluation import inception, metrics, pairwise, reference, statistics
+from cfg.models import inception as inception_lib
+
+RNG = np.random.default_rng(0)
+PIXELS = RNG.integers(0, 256, (90, 6, 6, 3), np.uint8)
+REAL = (RNG.integers(0, 256, (110, 6, 6, 3)) * 0.8).astype(np.uint8)
+DIMS = {"spatial": 5, "mixed_7": 3, "mixed_8": 4, "pool_3": 6, "logits": 7, "logits_no_bias": 7}
+PROJECTIONS = {name: RNG.normal(size=(108, dim)).astype(np.float32) for name, dim in DIMS.items()}
+PARTIAL = ("spatial", "mixed_7", "mixed_8")
+
+
+def outputs_of(pixels, names=tuple(DIMS)):
+  """The stand-in's outputs: linear ones."""
+  return {name: pixels.reshape(len(pixels), -1).astype(np.float32) / 255 @ PROJECTIONS[name] for name in names}
+
+
+@pytest.fixture
+def network(monkeypatch, mesh1):
+  """network(outputs, batch_size, mesh): evaluate.Network of a stand-in for Inception, small in every space."""
+  monkeypatch.setattr(inception_lib, "OUTPUTS", {name: inception_lib.Output(10, dim) for name, dim in DIMS.items()})
+  monkeypatch.setattr(
+    inception_lib, "apply",
+    lambda params, pixels, outputs: {name: jnp.dot(pixels.reshape(len(pixels), -1) / 255, PROJECTIONS[name]) for name in outputs},
+  )
+
+  def make(outputs=tuple(DIMS), *, batch_size=32, mesh=mesh1, sha="ab" * 32):
+    monkeypatch.setattr(evaluate.weights, "read", lambda path: ({}, {"weights_sha256": sha, "file": "stand-in", "complete": len(outputs) == len(DIMS)}))
+    monkeypatch.setattr(inception_lib, "available", lambda params: outputs)
+    return evaluate.Network("weights", mesh=mesh, batch_size=batch_size)
+
+  return make
+
+
+@pytest.fixture
+def places(tmp_path):
+  """The same images as an .npz, a folder, and a zip; and the real ones as an .npz."""
+  np.savez(tmp_path / "a.npz", arr_0=PIXELS)
+  np.savez(tmp_path / "real.npz", arr_0=REAL)
+  (tmp_path / "folder" / "deep").mkdir(parents=True)
+  with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+    for i, image in enumerate(PIXELS):
+      path = tmp_path / "folder" / "deep" / f"{i:05d}.png"
+      Image.fromarray(image).save(path)
+      archive.write(path, f"x/{i:05d}.png")
+  return tmp_path
+
+
+def run(places, net, images="a.npz", real="real.npz", **options):
+  return evaluate.evaluate(places / images, evaluate.open_reference(places / real, network=net), network=net, **options)
+
+
+def test_numbers_are_their_formulas(network, places):
+  """Each is what the functions of evaluation/ give for all features at once; ± is the jackknife over random equal blocks."""
+  row = run(places, network())
+  ours, theirs = outputs_of(PIXELS), outputs_of(REAL)
+  for space, name in inception.FRECHET.items():
+    distance = lambda rows, space=space: metrics.frechet_distance(statistics.Gaussian.of(ours[space][rows]), statistics.Gaussian.of(theirs[space]))
+    assert row[name] == pytest.approx(distance(slice(None)), rel=1e-5)
+    blocks = inception.block_of(90, num_blocks=5)
+    assert row[f"{name}_err"] == pytest.approx(metrics.jackknife_error([distance(blocks != b) for b in range(5)]), rel=1e-3)
+  for output, name in inception.SCORES.items():
+    probs = np.exp(ours[output]) / np.exp(ours[output]).sum(axis=1, keepdims=True)
+    assert row[name] == pytest.approx(metrics.inception_score(statistics.ClassEntropy.of(probs)), rel=1e-5)
+    assert 1 < row[f"{name}_block_mean"] < row[name]
+  assert (row["precision"], row["recall"]) == pytest.approx(pairwise.precision_recall(ours["pool_3"], theirs["pool_3"]))
+  assert row["kid_subset"] == 90 and abs(row["kid"] - pairwise.squared_mmd(ours["pool_3"], theirs["pool_3"])) < 5 * row["kid_err"]
+
+
+def test_batches_devices_and_files_change_nothing(network, places, mesh8):
+  """Batches of 7 or 32, one device or eight, an .npz, a folder or a zip: the same images' hash, and numbers to 1e-5."""
+  first = run(places, network())
+  for options, images in (({"batch_size": 7}, "folder"), ({"mesh": mesh8, "batch_size": 16}, "a.zip"), ({"batch_size": 1000}, "a.npz")):
+    other = run(places, network(**options), images=images)
+    assert other["images_sha256"] == first["images_sha256"] and other.keys() == first.keys()
+    for name, value in first.items():
+      if isinstance(value, float):
+        assert other[name] == pytest.approx(value, rel=1e-5, abs=1e-7), name
+
+
+def test_a_set_against_itself(network, places):
+  """Fréchet distances below 1e-6, precision and recall 1, KID below its error or zero."""
+  row = run(places, network(), real="a.npz")
+  assert all(abs(row[name]) < 1e-6 for name in inception.FRECHET.values()) and (row["precision"], row["recall"]) == (1, 1)
+  assert row["kid"] <= 0
+
+
+@pytest.mark.parametrize("sizes", [(1, 89), (45, 45)])
+def test_sums_are_gathered_whole(network, places, monkeypatch, sizes):
+  """Whether features wait for each other or not, no image is lost or counted twice."""
+  monkeypatch.setattr(evaluate, "GATHERED", sizes[0])
+  blocks, _ = evaluate.measure(inputs.open_images(places / "a.npz"), network=network(batch_size=7), num_blocks=3)
+  gathered = np.concatenate([np.concatenate(block.features) for block in blocks])
+  expected = outputs_of(PIXELS, ("pool_3",))["pool_3"]
+  np.testing.assert_allclose(np.sort(gathered, axis=0), np.sort(expected, axis=0), rtol=1e-4)
+  assert [block.gaussians["pool_3"].count for block in blocks] == [30, 30, 30]
+
+
+def test_partial_weights_never_say_fid(network, places):
+  """Without pool_3 the distances have names of their own, and the table says that they are not FID."""
+  row = run(places, network(PARTIAL))
+  assert {"fid_768", "frechet_1280", "sfid", "precision_1280", "recall_1280", "kid_1280"} <= row.keys()
+  assert not {"fid", "inception_score", "precision", "kid"} & row.keys() and not row["extractor_complete"]
+  assert "not FID" in evaluate.table(row) and "not FID" not in evaluate.table(run(places, network()))
+
+
+def test_references_of_ours_adm_and_edm(network, places):
+  """The same moments from our file, from ADM's keys and from EDM's give the same numbers; spaces that a file lacks are left out."""
+  net = network()
+  evaluate.make_reference(places / "real.npz", network=net, out=places / "ours.npz")
+  direct, ours = run(places, net), run(places, net, real="ours.npz")
+  theirs = {name: statistics.Gaussian.of(a) for name, a in outputs_of(REAL, ("pool_3", "spatial")).items()}
+  adm = {"mu": theirs["pool_3"].mean, "sigma": theirs["pool_3"].cov, "mu_s": theirs["spatial"].mean, "sigma_s": theirs["spatial"].cov}
+  np.savez(places / "adm.npz", **adm, arr_0=REAL)
+  np.savez(places / "edm.npz", mu=adm["mu"], sigma=adm["sigma"])
+  adm, edm = run(places, net, real="adm.npz"), run(places, net, real="edm.npz")
+  for name in ("fid", "sfid", "precision", "recall", "kid", "inception_score"):
+    assert direct[name] == pytest.approx(ours[name], rel=1e-6) == pytest.approx(adm[name], rel=1e-5), name
+  assert edm["fid"] == pytest.approx(direct["fid"], rel=1e-5) and not {"sfid", "fid_768", "precision"} & edm.keys()
+  assert {"sfid", "precision"} <= adm.keys() and "fid_768" not in adm and direct["fid_768"] == pytest.approx(ours["fid_768"])
+  assert ours["reference_about"]["num_images"] == 110 and ours["reference_about"]["resize"] == inception.RESIZE
+  evaluate.make_reference(places / "real.npz", network=net, out=places / "again.npz")
+  assert (places / "again.npz").read_bytes() == (places / "ours.npz").read_bytes()
+
+
+def test_too_few_images_are_refused_unless_asked_for(network, places):
+  """As many images as features: an error that says how many each number needs; by name it is given, and the row says so."""
+  np.savez(places / "few.npz", arr_0=PIXELS[:5])
+  with pytest.raises(UserError, match="has 5 images; sfid needs 6, fid needs 7: .*--allow_few"):
+    run(places, network(), images="few.npz", num_blocks=5)
+  row = run(places, network(), images="few.npz", num_blocks=5, allow_few=True)
+  assert row["allow_few"] and row["fid"] > 0
+  np.savez(places / "nine.npz", arr_0=PIXELS[:9])
+  assert run(places, network(), images="nine.npz", num_blocks=3)["fid_err"] is None  # 6 images are left without a block
+  with pytest.raises(UserError, match="num_blocks is 1"):
+    run(places, network(), num_blocks=1)
+
+
+def test_what_cannot_be_used_is_said(network, places):
+  """Another network's statistics, images of two sizes, no images, something else: what, where, what to do."""
+  evaluate.make_reference(places / "real.npz", network=network(), out=places / "ours.npz")
+  with pytest.raises(UserError, match="ours.npz' was made with the weights abababab, these are cdcdcdcd"):
+    run(places, network(sha="cd" * 32), real="ours.npz")
+  Image.fromarray(PIXELS[0][:, :4]).save(places / "folder" / "z.png")
+  with pytest.raises(UserError, match="z.png is 4x6 and .*00000.png is 6x6"):
+    run(places, network(), images="folder")
+  (places / "empty").mkdir()
+  with pytest.raises(UserError, match="has no images"):
+    run(places, network(), images="empty")
+  np.savez(places / "float.npz", arr_0=PIXELS / 255)
+  with pytest.raises(UserError, match="float64.*must be uint8"):
+    run(places, network(), images="float.npz")
+  np.savez(places / "wrong.npz", mu=np.zeros(3), sigma=np.eye(3))
+  with pytest.raises(UserError, match="which has 6 features"):
+    run(places, network(), real="wrong.npz")
+  (places / "cut.npz").write_bytes((places / "ours.npz").read_bytes()[:-200])
+  np.save(places / "single.npy", PIXELS)
+  (places / "single.npy").rename(places / "single.npz")
+  for name in ("cut.npz", "single.npz"):
+    with pytest.raises(UserError, match=f"{name}.*no whole .npz"):
+      run(places, network(), real=name)
+
+
+def test_a_sample_run_is_known(network, places):
+  """Of what --mode=sample left, the samples count and not the grid; w, scale and the checkpoint go into the row."""
+  folder = places / "run"
+  folder.mkdir()
+  for i in range(20):
+    Image.fromarray(PIXELS[i]).save(folder / f"class0000_{i:05d}.png")
+  Image.fromarray(PIXELS[0].repeat(3, axis=0)).save(folder / "grid.png")
+  rows = [{"file": f"class0000_{i:05d}.png", "w": 1.5, "scale": 2.5, "seed": 7} for i in range(20)]
+  files.write_json(folder / "samples.json", {"about": {"checkpoint_hash": "c0ffee"}, "samples": rows})
+  row = run(places, network(), images="run")
+  assert row["num_samples"] == 20 and row["sampled"] == {"checkpoint_hash": "c0ffee", "w": 1.5, "scale": 2.5, "seed": 7}
+
+
+def test_only_comparable_rows_are_compared(network, places):
+  """Rows of one reference, network and N stand side by side; other rows are refused with what differs."""
+  net = network()
+  rows = {"a": run(places, net), "b": run(places, net, images="folder"), "self": run(places, net, real="a.npz"), "blocks": run(places, net, num_blocks=3)}
+  for name, row in rows.items():
+    files.write_json(places / f"{name}.json", row)
+  text = evaluate.compare(str(places / "a.json"), str(places / "b.json"))
+  assert "fid " in text and "+0.0000" in text and "precision" in text
+  for name, word in (("self", "reference_sha256"), ("blocks", "num_blocks is 5 and 3")):
+    with pytest.raises(UserError, match=f"cannot be compared: .*{word}"):
+      evaluate.compare(str(places / "a.json"), str(places / f"{name}.json"))
+  (places / "none.json").write_text(json.dumps({"fid": 1}))
+  with pytest.raises(UserError, match="no row of"):
+    evaluate.compare(str(places / "a.json"), str(places / "none.json"))
+
+
+def test_the_command_line(network, places, monkeypatch, capsys):
+  """Statistics made, images measured against them, row written; what is missing is asked for."""
+  network()
+  monkeypatch.setattr(evaluate.runtime, "start", lambda **_: None)
+  at = lambda name: str(places / name)
+  evaluate.main([at("real.npz"), "--make_reference", "--inception=w", f"--out={at('ref.npz')}"])
+  evaluate.main([at("a.npz"), f"--reference={at('ref.npz')}", "--inception=w", f"--out={at('row.json')}", "--batch_size=8", "--extrapolate"])
+  row = json.loads((places / "row.json").read_text())
+  said = capsys.readouterr().out
+  assert f"{row['fid']:.4f}" in said and "90 images" in said and row["fid_infinity"] < row["fid"]
+  for missing, words in (([], "IMAGES, --inception, --reference"), (["x", "--make_reference"], "--inception, --out")):
+    with pytest.raises(UserError, match=f"give {words}"):
+      evaluate.main(missing)
+
+
+def test_the_jackknife_of_a_mean_is_its_standard_error():
+  """Of a mean over equal blocks it is exactly the standard error over the blocks."""
+  values = RNG.normal(size=(5, 40))
+  without = [np.delete(values, i, axis=0).mean() for i in range(5)]
+  assert metrics.jackknife_error(without) == pytest.approx(metrics.standard_error(values.mean(axis=1)))
+
+
+def test_reference_files_say_what_they_are(tmp_path):
+  """A file of something else is refused with what it has."""
+  for content, word in (({"x": np.zeros(3)}, "has x"), ({"about": np.asarray("{}"), "x": np.zeros(1)}, "cannot be used")):
+    np.savez(tmp_path / "r.npz", **content)
+    with pytest.raises(UserError, match=word):
+      reference.read(tmp_path / "r.npz")
+  with pytest.raises(UserError, match="cannot read the reference"):
+    reference.read(tmp_path / "nowhere.npz")
