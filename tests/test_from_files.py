@@ -52,7 +52,7 @@ def check_run(workdir, *, num_classes, num_samples):
 
 
 def test_a_folder_becomes_a_swept_model(tmp_path):
-  """Three classes of uneven sizes, deep folders, PNG and JPEG of any shape, at 12x12: one command, no edit; it names the classes and the rest."""
+  """Three classes of uneven sizes, deep folders, PNG and JPEG of any shape, at 8x8: one command, no edit; it names the classes and the rest."""
   photos, rng = load_sample_images().images, np.random.default_rng(0)
   for label, name in enumerate(("猫", "zebra", "a class of $many$ words, and more of them")):
     (tmp_path / "mine" / name / "deep").mkdir(parents=True)
@@ -62,12 +62,12 @@ def test_a_folder_becomes_a_swept_model(tmp_path):
       image.save(tmp_path / "mine" / name / ("deep" if i % 2 else ".") / f"{i}.{'jpg' if i % 3 else 'png'}")
   workdir = tmp_path / "run"
   said = command(
-    "cfg.main", "--config=configs/folder.py:resolution=12", f"--config.data.path={tmp_path / 'mine'}", f"--workdir={workdir}", *NARROW,
+    "cfg.main", "--config=configs/folder.py:resolution=8", f"--config.data.path={tmp_path / 'mine'}", f"--workdir={workdir}", *NARROW,
     "--config.sweep.num_samples=10", "--config.train.data_workers=1",
   )
   content, network = check_run(workdir, num_classes=3, num_samples=12)
   assert "12 samples at each strength instead of 10" in said and "Warning" not in said
-  assert network.class_names == ("a class of $many$ words, and more of them", "zebra", "猫") and network.image_shape == (12, 12, 3)
+  assert network.class_names == ("a class of $many$ words, and more of them", "zebra", "猫") and network.image_shape == (8, 8, 3)
   assert content["about"]["data"] == "mine" and content["about"]["extractor"].startswith("mine-judge-")
   assert content["references"][0]["num_samples"] == 3
 
