@@ -141,9 +141,8 @@ def evaluate(path, target, *, network, num_blocks=5, allow_few=False, extrapolat
   images = inputs.open_images(path)
   if not 2 <= num_blocks <= images.count:
     raise UserError(f"--num_blocks is {num_blocks}: it must be at least 2, and at most the {images.count} images of {str(path)!r}.")
-  blocks, digest = measure(images, network=network, num_blocks=num_blocks)
   outputs = [name for name in network.outputs if name not in inception.FRECHET or name in target.gaussians]
-  too_few = inception.few(blocks, outputs)
+  too_few = inception.few(images.count, outputs)
   if too_few and not allow_few:
     needs = ", ".join(f"{name} needs {least:,}" for name, least in too_few.items())
     raise UserError(
@@ -153,6 +152,7 @@ def evaluate(path, target, *, network, num_blocks=5, allow_few=False, extrapolat
   least = min(images.count - -(-images.count // num_blocks), len(target.features) if target.features is not None else images.count)
   if space is not None and least <= inception.NEIGHBOURS:
     raise UserError(f"{least} images are too few for precision and recall with {inception.NEIGHBOURS} neighbours: draw more.")
+  blocks, digest = measure(images, network=network, num_blocks=num_blocks)
   found = inception.compare(
     blocks, {"gaussians": target.gaussians, "features": target.features}, outputs=outputs, allow_few=allow_few, extrapolate=extrapolate
   )
@@ -165,17 +165,22 @@ def evaluate(path, target, *, network, num_blocks=5, allow_few=False, extrapolat
   }
 
 
+def _number(value):
+  """10 characters: KID is a few thousandths, FID up to hundreds."""
+  return f"{'-':>10}" if value is None else f"{value:10.4f}" if abs(value) >= 0.05 or value == 0 else f"{value:10.1e}"
+
+
 def table(row):
   """The numbers of a row, aligned, and what they are."""
   names = [name for name in row if f"{name}_err" in row]
   width = max(map(len, names))
-  lines = [f"{'':{width}}  {'value':>10}  {'±':>8}"]
-  for name in names:
-    error = row[f"{name}_err"]
-    lines.append(f"{name:{width}}  {row[name]:10.4f}  {'-' if error is None else f'{error:8.4f}':>8}")
+  lines = [f"{'':{width}}  {'value':>10}  {'±':>10}"]
+  lines += [f"{name:{width}}  {_number(row[name])}  {_number(row[f'{name}_err'])}" for name in names]
   lines.append(f"{row['num_samples']:,} images of {row['images']} against {row['reference']}, in the features of {row['extractor']}; ±: jackknife, {row['num_blocks']} blocks.")
   if not row["extractor_complete"]:
     lines.append("The weights are not complete: fid_768 and frechet_1280 are Fréchet distances in earlier layers, not FID, and cannot be set beside it.")
+  if row["allow_few"]:
+    lines.append("--allow_few: a Fréchet distance of no more images than features means little.")
   return "\n".join(lines)
 
 
@@ -192,7 +197,7 @@ def compare(first, second):
   names = [name for name in rows[0] if f"{name}_err" in rows[0] and name in rows[1]]
   width = max(map(len, names))
   lines = [f"{'':{width}}  {'first':>10}  {'second':>10}  {'difference':>10}"]
-  lines += [f"{name:{width}}  {rows[0][name]:10.4f}  {rows[1][name]:10.4f}  {rows[1][name] - rows[0][name]:+10.4f}" for name in names]
+  lines += [f"{name:{width}}  {_number(rows[0][name])}  {_number(rows[1][name])}  {_number(rows[1][name] - rows[0][name])}" for name in names]
   return "\n".join(lines)
 
 

@@ -67,9 +67,8 @@ def block_of(count, *, num_blocks, seed=0):
   return np.random.default_rng(seed).permutation(count) % num_blocks
 
 
-def few(blocks, outputs):
-  """{metric: least number of images} of the Fréchet distances that these images are too few for."""
-  count = sum(next(iter(block.gaussians.values())).count for block in blocks)
+def few(count, outputs):
+  """{metric: least number of images} of the Fréchet distances that `count` images are too few for."""
   needed = {FRECHET[name]: inception.OUTPUTS[name].dim + 1 for name in outputs if name in FRECHET}
   return {name: least for name, least in needed.items() if count < least}
 
