@@ -226,6 +226,13 @@ def test_numbers_in_tables():
   assert {len(evaluate._number(v)) for v in (123.4, -0.001, None)} == {10}
 
 
+def test_softmax_of_large_logits():
+  """Each row has its own maximum taken off: no overflow, no zero row, and adding a number to a row changes nothing."""
+  logits = np.array([[2000.0, 1999.0, 0.0], [0.0, -1.0, -2000.0]])
+  expected = np.exp([[0, -1, -np.inf]] * 2) / (1 + np.exp(-1))
+  np.testing.assert_allclose(inception.softmax(logits), expected, rtol=1e-12)
+
+
 def test_the_jackknife_of_a_mean_is_its_standard_error():
   """Of a mean over equal blocks it is exactly the standard error over the blocks."""
   values = RNG.normal(size=(5, 40))

@@ -67,6 +67,8 @@ def test_kid_is_a_mean_over_subsets():
   assert whole.kid == pytest.approx(pairwise.squared_mmd(REAL[:45], FAKE)) and whole.kid_err < 1e-12
   some = pairwise.kid(FAKE, REAL, num_subsets=200, subset_size=20, seed=1)
   assert some == pairwise.kid(FAKE, REAL, num_subsets=200, subset_size=20, seed=1) != pairwise.kid(FAKE, REAL, num_subsets=200, subset_size=20, seed=2)
+  others = [pairwise.kid(FAKE, REAL, num_subsets=200, subset_size=20, seed=seed).kid for seed in range(10)]
+  assert 0.5 < some.kid_err / np.std(others, ddof=1) < 2  # the error is that of the mean
   assert abs(some.kid - pairwise.squared_mmd(FAKE, REAL)) < 5 * some.kid_err and (some.num_subsets, some.subset_size) == (200, 20)
 
 
