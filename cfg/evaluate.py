@@ -8,7 +8,6 @@ import argparse
 import functools
 import hashlib
 import json
-import logging
 import pathlib
 import zipfile
 
@@ -22,8 +21,6 @@ from cfg.errors import UserError, run_command
 from cfg.evaluation import inception, reference
 from cfg.interop import inception as weights
 from cfg.models import inception as inception_lib
-
-log = logging.getLogger("cfg.evaluate")  # __name__ is "__main__" when it is run
 
 # reference images whose features are kept for precision, recall and KID, evenly spaced; ADM's evaluator has as many
 KEPT = 10_000
@@ -142,11 +139,13 @@ def evaluate(path, target, *, network, num_blocks=5, allow_few=False, extrapolat
   if not 2 <= num_blocks <= images.count:
     raise UserError(f"--num_blocks is {num_blocks}: it must be at least 2, and at most the {images.count} images of {str(path)!r}.")
   outputs = [name for name in network.outputs if name not in inception.FRECHET or name in target.gaussians]
-  too_few = inception.few(images.count, outputs)
+  counts = {"it": images.count, "the reference": min((g.count for g in target.gaussians.values() if g.count is not None), default=images.count)}
+  which = min(counts, key=counts.get)
+  too_few = inception.few(counts[which], outputs)
   if too_few and not allow_few:
     needs = ", ".join(f"{name} needs {least:,}" for name, least in too_few.items())
     raise UserError(
-      f"{str(path)!r} has {images.count:,} images; {needs}: a covariance needs more images than features. Draw more, or give --allow_few, for numbers that mean little."
+      f"{str(path)!r} cannot be measured: {which} has {counts[which]:,} images; {needs}: a covariance needs more images than features. Take more, or give --allow_few, for numbers that mean little."
     )
   space = inception.pairwise_space(outputs)
   least = min(images.count - -(-images.count // num_blocks), len(target.features) if target.features is not None else images.count)
@@ -176,7 +175,7 @@ def table(row):
   width = max(map(len, names))
   lines = [f"{'':{width}}  {'value':>10}  {'±':>10}"]
   lines += [f"{name:{width}}  {_number(row[name])}  {_number(row[f'{name}_err'])}" for name in names]
-  lines.append(f"{row['num_samples']:,} images of {row['images']} against {row['reference']}, in the features of {row['extractor']}; ±: jackknife, {row['num_blocks']} blocks.")
+  lines.append(f"{row['num_samples']:,} images of {row['images']} against {row['reference']}, in the features of {row['extractor']}; ±: jackknife (of KID over its subsets), {row['num_blocks']} blocks.")
   if not row["extractor_complete"]:
     lines.append("The weights are not complete: fid_768 and frechet_1280 are Fréchet distances in earlier layers, not FID, and cannot be set beside it.")
   if row["allow_few"]:
@@ -230,6 +229,8 @@ def main(argv=None):
   needed = ("images", "inception", "out") if options.make_reference else ("images", "inception", "reference")
   if missing := [name for name in needed if not getattr(options, name)]:
     raise UserError(f"give {', '.join('IMAGES' if name == 'images' else f'--{name}' for name in missing)}: --help has the rest.")
+  if options.out and not pathlib.Path(options.out).absolute().parent.is_dir():
+    raise UserError(f"cannot write {options.out!r}: its folder is not there. Make it first.")
   if options.batch_size < 1:
     raise UserError(f"--batch_size is {options.batch_size}: it must be at least 1.")
   runtime.start(cpu_devices=1)

@@ -141,10 +141,12 @@ def test_too_few_images_are_refused_unless_asked_for(network, places):
   target = evaluate.open_reference(places / "real.npz", network=network())
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(evaluate, "measure", None)  # it is said before the network is run
-    with pytest.raises(UserError, match="has 5 images; sfid needs 6, fid needs 7: .*--allow_few"):
+    with pytest.raises(UserError, match="it has 5 images; sfid needs 6, fid needs 7: .*--allow_few"):
       evaluate.evaluate(places / "few.npz", target, network=network(), num_blocks=5)
   row = run(places, network(), images="few.npz", num_blocks=5, allow_few=True)
   assert row["allow_few"] and row["fid"] > 0 and "means little" in evaluate.table(row)
+  with pytest.raises(UserError, match="the reference has 5 images; sfid needs 6"):
+    run(places, network(), real="few.npz")
   np.savez(places / "nine.npz", arr_0=PIXELS[:9])
   assert run(places, network(), images="nine.npz", num_blocks=3)["fid_err"] is None  # 6 images are left without a block
   with pytest.raises(UserError, match="num_blocks is 1"):
@@ -189,6 +191,18 @@ def test_a_sample_run_is_known(network, places):
   assert row["num_samples"] == 20 and row["sampled"] == {"checkpoint_hash": "c0ffee", "w": 1.5, "scale": 2.5, "seed": 7}
 
 
+def test_a_sample_run_that_is_not_whole(network, places):
+  """samples.json that lists a lost file, or is something else, is an error that names it."""
+  folder = places / "run"
+  folder.mkdir()
+  Image.fromarray(PIXELS[0]).save(folder / "a.png")
+  row = {"w": 1, "scale": 2, "seed": 0}
+  for samples, word in (([{**row, "file": "b.png"}], "lists b.png, which is not there"), ([], "not what --mode=sample wrote"), ([row], "'file'")):
+    files.write_json(folder / "samples.json", {"about": {}, "samples": samples})
+    with pytest.raises(UserError, match=word):
+      inputs.open_images(folder)
+
+
 def test_only_comparable_rows_are_compared(network, places):
   """Rows of one reference, network and N stand side by side; other rows are refused with what differs."""
   net = network()
@@ -215,6 +229,8 @@ def test_the_command_line(network, places, monkeypatch, capsys):
   row = json.loads((places / "row.json").read_text())
   said = capsys.readouterr().out
   assert f"{row['fid']:.4f}" in said and "90 images" in said and row["fid_infinity"] < row["fid"]
+  with pytest.raises(UserError, match="its folder is not there"):
+    evaluate.main([at("real.npz"), "--make_reference", "--inception=w", f"--out={at('no/ref.npz')}"])
   for missing, words in (([], "IMAGES, --inception, --reference"), (["x", "--make_reference"], "--inception, --out")):
     with pytest.raises(UserError, match=f"give {words}"):
       evaluate.main(missing)

@@ -1,4 +1,4 @@
-"""What prepare reads, told apart by what is there: class folders, ImageNet's archives, CIFAR-10's, an npz."""
+"""What prepare reads, told apart by what is there: class folders, ImageNet's archives, CIFAR-10's, an npz; and images without labels."""
 
 import dataclasses
 import json
@@ -113,9 +113,15 @@ def open_images(path):
   tree = trees.open_tree(path)
   about, names = {}, sorted(name for name in tree.names if pathlib.PurePosixPath(name).suffix.lower() in decode.IMAGE_SUFFIXES)
   if "samples.json" in tree.names:
-    run = json.loads(tree.read("samples.json"))
-    about, names = run["about"], [row["file"] for row in run["samples"]]
-    about |= {name: run["samples"][0][name] for name in ("w", "scale", "seed")}
+    there = set(names)
+    try:
+      run = json.loads(tree.read("samples.json"))
+      about = {**run["about"], **{name: run["samples"][0][name] for name in ("w", "scale", "seed")}}
+      names = [row["file"] for row in run["samples"]]
+    except (ValueError, KeyError, IndexError, TypeError) as e:
+      raise UserError(f"samples.json in {str(path)!r} is not what --mode=sample wrote ({e!r}): sample again, or remove it.") from e
+    if lost := [name for name in names if name not in there]:
+      raise UserError(f"samples.json in {str(path)!r} lists {lost[0]}, which is not there ({len(lost)} such files): sample again, or remove it.")
   if not names:
     raise UserError(f"{str(path)!r} has no images ({', '.join(decode.IMAGE_SUFFIXES)}).")
   part = tree.images(names, np.zeros(len(names), np.int32))

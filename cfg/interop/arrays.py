@@ -1,8 +1,5 @@
 """What the readers of other people's networks share: an .npz read without pickle, and the check of names and shapes."""
 
-import zipfile
-import zlib
-
 import numpy as np
 
 from cfg import files
@@ -19,8 +16,7 @@ def read_npz(path):
     return files.read_npz(path)
   except OSError as e:
     raise UserError(f"cannot read {str(path)!r}: {e.strerror or e}.") from e
-  # what numpy raises for a file that is no zip, is empty, holds one array or objects, or is damaged
-  except (ValueError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as e:
+  except ValueError as e:
     raise UserError(f"cannot take arrays from {str(path)!r}: {e}. It must be an .npz of the arrays of a state dict.") from e
 
 

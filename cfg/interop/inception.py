@@ -17,13 +17,13 @@ import zipfile
 
 import numpy as np
 import safetensors
-import safetensors.numpy
 
 from cfg import checkpoint, files, logs
 from cfg import config as config_lib
 from cfg.errors import UserError, run_command
 from cfg.interop import arrays as arrays_lib
 from cfg.interop import inception_formats as formats
+from cfg.interop import weights
 from cfg.models import inception
 
 log = logging.getLogger("cfg.interop.inception")  # __name__ is "__main__" when it is run
@@ -62,10 +62,7 @@ def read(path):
 
 def write(path, params):
   """Write parameters, complete or not, to a .safetensors file that `read` gives back bit by bit."""
-  arrays = {name: np.ascontiguousarray(a) for name, a in config_lib.flatten(params, separator="/").items()}
-  content = safetensors.numpy.save(arrays, metadata={"format": FORMAT, "weights_sha256": checkpoint.tree_hash(params)})
-  with files.replacing(pathlib.Path(path)) as temporary:
-    temporary.write_bytes(content)
+  weights.save(path, params, metadata={"format": FORMAT, "weights_sha256": checkpoint.tree_hash(params)})
 
 
 def _reader(path):

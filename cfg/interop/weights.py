@@ -27,8 +27,13 @@ def write(path, *, params, meta):
   missing = [name for name in NEEDED if name not in meta]
   if missing:
     raise ValueError(f"the metadata of {path} lacks {missing}")
+  save(path, params, metadata={"format": FORMAT, "meta": json.dumps(meta)})
+
+
+def save(path, params, *, metadata):
+  """Write a tree of arrays, named by their paths, and {name: text} to a safetensors file."""
   arrays = {name: np.ascontiguousarray(a) for name, a in config_lib.flatten(params, separator="/").items()}
-  content = safetensors.numpy.save(arrays, metadata={"format": FORMAT, "meta": json.dumps(meta)})
+  content = safetensors.numpy.save(arrays, metadata=metadata)
   with files.replacing(pathlib.Path(path)) as temporary:
     temporary.write_bytes(content)
 
