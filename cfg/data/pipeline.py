@@ -5,8 +5,8 @@ examples [step B, (step + 1) B); a host takes its contiguous share of it, so the
 content and order of global batches do not depend on the number of hosts.
 """
 
-import gc
 import signal
+import sys
 
 import grain
 import numpy as np
@@ -56,8 +56,6 @@ class Stream:
     """Stop reading ahead; there is no next batch then."""
     self._iterator.close()
     self._iterator = iter(())
-    # grain's iterators hold on to themselves, and to the last batch in memory shared with each worker
-    gc.collect()
 
   def __enter__(self):
     return self
@@ -100,9 +98,10 @@ def train_stream(
   if num_workers:
     if not flags.FLAGS.is_parsed():  # grain's processes read absl's flags, which a caller that is no absl program has not
       flags.FLAGS.mark_as_parsed()
-    # whole batches are what the workers share out, and grain hands them on in order: the stream is the same
+    # whole batches are what the workers share out, and grain hands them on in order: the stream is the same. They come through
+    # pipes: shared memory is small in containers, and a worker that ends at the wrong moment leaves its block there
+    stream = grain.experimental.WithOptionsIterDataset(stream, grain.experimental.DatasetOptions(min_shm_size=sys.maxsize))
     stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=2), _leave_interrupts)
-    stream = stream.map(_copy)
   if place is not None:
     stream = grain.experimental.ThreadPrefetchIterDataset(stream.map(place), prefetch_buffer_size=num_placed)
   return Stream(iter(stream))
@@ -111,11 +110,6 @@ def train_stream(
 def _leave_interrupts(*_):
   """Ctrl-C reaches every process of a terminal: the training process saves, and then ends its workers."""
   signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _copy(batch):
-  """Out of the memory shared with a worker, which it frees."""
-  return {name: np.array(array, subok=False) for name, array in batch.items()}
 
 
 def epoch_batches(source, *, batch_size):
