@@ -4,36 +4,107 @@ import dataclasses
 
 import numpy as np
 
-# rows of a block of pairs, so that no [N,N] matrix is ever there
-BLOCK = 2048
+# rows and columns of a tile of pairs, so that no [N,N] matrix is ever there
+TILE = 2048
 
 
-def _blocks(count):
-  return [slice(first, min(first + BLOCK, count)) for first in range(0, count, BLOCK)]
+def _tiles(count, *, start=0):
+  """Slices of at most TILE that cover `count` rows from `start` on."""
+  return [slice(first, min(first + TILE, start + count)) for first in range(start, start + count, TILE)]
 
 
 def _squared_distances(a, b):
   """|a_i - b_j|^2 in float64; rounding below zero is cut."""
+  a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
   return np.maximum((a**2).sum(axis=1)[:, None] + (b**2).sum(axis=1)[None] - 2 * a @ b.T, 0)
 
 
-def neighbour_radii(features, *, k):
-  """The squared distance of each vector to its k-th nearest other one, float64 [N]."""
-  features = np.asarray(features, np.float64)
-  radii = np.empty(len(features))
-  for rows in _blocks(len(features)):
-    squared = _squared_distances(features[rows], features)
-    squared[np.arange(len(squared)), np.arange(rows.start, rows.stop)] = -1  # itself, whatever rounding makes of its 0
-    radii[rows] = np.partition(squared, k, axis=1)[:, k]
-  return radii
+def _keep_nearest(nearest, squared):
+  """Each row of `nearest` [N,k] becomes the k smallest of it and of that row of `squared`; NaN is larger than all."""
+  k = nearest.shape[1]
+  nearest[:] = np.partition(np.concatenate([nearest, squared], axis=1), k - 1, axis=1)[:, :k]
 
 
-def _share_inside(queries, features, radii):
-  """The share of queries that lie in the ball of at least one of the features."""
-  inside = 0
-  for rows in _blocks(len(queries)):
-    inside += int((_squared_distances(queries[rows], features) <= radii).any(axis=1).sum())
-  return inside / len(queries)
+def _nearest(features, sizes, *, k):
+  """The squared distances of each vector to the k nearest other ones of each block, [N,B,k] in no order; NaN where a block has fewer."""
+  nearest = np.full((len(features), len(sizes), k), np.nan)
+  tiles = [(block, rows) for block, size in enumerate(sizes) for rows in _tiles(size, start=sum(sizes[:block]))]
+  for i, (block, rows) in enumerate(tiles):
+    for other, columns in tiles[i:]:
+      squared = _squared_distances(features[rows], features[columns])
+      if rows == columns:
+        np.fill_diagonal(squared, np.nan)  # a vector is not its own neighbour
+      else:
+        _keep_nearest(nearest[columns, block], squared.T)
+      _keep_nearest(nearest[rows, other], squared)
+  return nearest
+
+
+def neighbour_radii(features, sizes, *, k):
+  """Squared distances of vectors to their k-th nearest other one, float64 [1+B,N]: among all, then among all but each block.
+
+  A vector of the block that is left out has no ball there: NaN, which no distance is within. One block has only the first row.
+
+  Args:
+    features: [N,D].
+    sizes: of B blocks of consecutive vectors, N together; more than k vectors without any one of them.
+    k: at least 1.
+  """
+  nearest = _nearest(features, sizes, k=k)
+  radius = lambda some: np.partition(some.reshape(len(some), -1), k - 1, axis=1)[:, k - 1]
+  radii = [radius(nearest)]
+  block_of = np.repeat(np.arange(len(sizes)), sizes)
+  for block in range(len(sizes)) if len(sizes) > 1 else ():
+    radii.append(np.where(block_of == block, np.nan, radius(np.delete(nearest, block, axis=1))))
+  return np.stack(radii)
+
+
+def _inside(queries, features, radii):
+  """Whether each query lies in the ball of at least one of the features, bool [R,Q] for R sets of radii, [R,N]."""
+  inside = np.zeros((len(radii), len(queries)), bool)
+  for rows in _tiles(len(queries)):
+    for columns in _tiles(len(features)):
+      squared = _squared_distances(queries[rows], features[columns])
+      for found, radius in zip(inside, radii):
+        found[rows] |= (squared <= radius[columns]).any(axis=1)
+  return inside
+
+
+@dataclasses.dataclass(frozen=True)
+class PrecisionRecall:
+  """Precision and recall of all samples, and of all but those of each block, in order; none of one block, without which nothing is left."""
+
+  precision: float
+  recall: float
+  precision_without: tuple
+  recall_without: tuple
+
+
+def precision_recall_blocks(blocks, reference, *, k=3):
+  """`precision_recall` of the samples of all blocks and of all but each one, from one distance of each pair.
+
+  The numbers are those of `precision_recall` on the concatenated blocks, but where a distance equals a radius within rounding.
+
+  Args:
+    blocks: list of features [N_b,D], of any sizes.
+    reference: features [M,D].
+    k: at least 1, below M and below the number of samples without any one block.
+
+  Raises:
+    ValueError: k is not.
+  """
+  sizes, reference = [len(block) for block in blocks], np.asarray(reference)
+  several = len(sizes) > 1
+  left = sum(sizes) - (max(sizes) if several else 0)
+  if not 1 <= k < min(left, len(reference)):
+    which = "samples without the largest block" if several else "samples"
+    raise ValueError(f"k is {k}: it must be at least 1 and below the number of {which}, {left}, and of reference images, {len(reference)}")
+  samples = np.concatenate(blocks)
+  precise = _inside(samples, reference, neighbour_radii(reference, [len(reference)], k=k))[0]
+  recall, *recall_without = _inside(reference, samples, neighbour_radii(samples, sizes, k=k)).mean(axis=1).tolist()
+  block_of = np.repeat(np.arange(len(sizes)), sizes)
+  precision_without = tuple(float(precise[block_of != block].mean()) for block in range(len(sizes))) if several else ()
+  return PrecisionRecall(float(precise.mean()), recall, precision_without, tuple(recall_without))
 
 
 def precision_recall(samples, reference, *, k=3):
@@ -49,17 +120,13 @@ def precision_recall(samples, reference, *, k=3):
   Raises:
     ValueError: k is not.
   """
-  samples, reference = (np.asarray(features, np.float64) for features in (samples, reference))
-  if not 1 <= k < min(len(samples), len(reference)):
-    raise ValueError(f"k is {k}: it must be at least 1 and below the number of samples, {len(samples)}, and of reference images, {len(reference)}")
-  precision = _share_inside(samples, reference, neighbour_radii(reference, k=k))
-  recall = _share_inside(reference, samples, neighbour_radii(samples, k=k))
-  return precision, recall
+  found = precision_recall_blocks([samples], reference, k=k)
+  return found.precision, found.recall
 
 
 def _kernel_sum(a, b):
   """sum_ij (a_i . b_j / D + 1)^3."""
-  return sum(float(((a[rows] @ b.T / a.shape[1] + 1) ** 3).sum()) for rows in _blocks(len(a)))
+  return sum(float(((a[rows] @ b.T / a.shape[1] + 1) ** 3).sum()) for rows in _tiles(len(a)))
 
 
 def squared_mmd(a, b):
