@@ -1,5 +1,6 @@
 """What of a config makes a run what it is, and the check that a work directory holds that run."""
 
+import hashlib
 import json
 
 import ml_collections
@@ -108,6 +109,12 @@ def training_identity(config, sections=TRAINING_SECTIONS):
   config = config if isinstance(config, dict) else to_json(config)
   flat = flatten({section: config[section] for section in sections})
   return {name: value for name, value in flat.items() if name not in FREE}
+
+
+def data_identity(config, dataset, **more):
+  """A hash of the data set and of what else decides a result that is kept."""
+  facts = {"data": to_json(config)["data"], "class_names": dataset.class_names, "image_shape": dataset.image_shape, **more}
+  return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def check_same_run(config, stored, *, workdir, sections=TRAINING_SECTIONS):

@@ -1,7 +1,6 @@
-"""The feature extractor that a config asks for: trained once and kept in the work directory, or read from a published file."""
+"""The feature extractors that a config asks for: a judge, trained once and kept in the work directory or read from a published file, and Inception."""
 
 import dataclasses
-import hashlib
 import json
 import logging
 import pathlib
@@ -9,21 +8,41 @@ import pathlib
 import jax
 import numpy as np
 
-from cfg import checkpoint, files, logs, optim, sharding
+from cfg import checkpoint, features, files, logs, optim, sharding
 from cfg import config as config_lib
 from cfg.data import pipeline
 from cfg.errors import UserError
-from cfg.evaluation import cifar_resnet, judge, statistics
+from cfg.evaluation import cifar_resnet, inception, judge
+from cfg.evaluation.extractor import classifier
 from cfg.interop import cifar_resnet as cifar_resnet_files
+from cfg.interop import inception as inception_files
 from cfg.models import cifar_resnet as cifar_resnet_lib
 from cfg.models import judge as judge_lib
 
 log = logging.getLogger(__name__)
 
 SEPARATOR = "/"
+# the end of a judge's metrics' names, where there are others
+JUDGE = "_judge"
 # what to do about an accuracy that is too low
 TRAINED_REMEDY = "Train it longer (judge.num_steps), make it larger (judge.ch)"
 PUBLISHED_REMEDY = "See that the data are CIFAR-10 in its own order of classes, give another file (judge.path)"
+
+
+def get_extractors(config, *, dataset, workdir):
+  """Inception, where config.inception.path is given, then the judge, where there is one: see `get_judge`.
+
+  Beside Inception the judge's metrics end in _judge.
+
+  Raises:
+    UserError: as `check`, and a judge that is not accurate enough.
+  """
+  check(config, dataset=dataset)
+  found = _inception(config)
+  if has_judge(config):
+    judged = get_judge(config, dataset=dataset, workdir=workdir)
+    found.append(judged.renamed(JUDGE) if found else judged)
+  return tuple(found)
 
 
 def get_judge(config, *, dataset, workdir):
@@ -48,8 +67,12 @@ def get_judge(config, *, dataset, workdir):
 
 
 def check(config, *, dataset):
-  """Raise UserError if config.judge.path is not for such images."""
+  """Raise UserError if there is nothing to measure in, or config.judge.path or config.inception.path is not for such images."""
   shape, num_classes = cifar_resnet_lib.IMAGE_SHAPE, cifar_resnet_lib.NUM_CLASSES
+  if not has_judge(config) and not _inception_paths(config):
+    raise UserError("there is no network to measure samples in: give inception.path or judge.path, or train a judge (judge.num_steps).")
+  if _inception_paths(config) and dataset.image_shape[-1] != 3:
+    raise UserError(f"inception.path is for images in colour, and {dataset.name} has {dataset.image_shape[-1]} channel: leave it empty.")
   if _path(config) and (tuple(dataset.image_shape), dataset.num_classes) != (shape, num_classes):
     raise UserError(
       f"judge.path is {config.judge.path!r}, a classifier of {'x'.join(map(str, shape))} images in {num_classes} classes, but {dataset.name} has "
@@ -57,9 +80,30 @@ def check(config, *, dataset):
     )
 
 
-def feature_dim(config):
-  """The feature dimension of the judge, known before it is there."""
-  return cifar_resnet_lib.WIDTHS[-1] if _path(config) else config.judge.feature_dim
+def has_judge(config):
+  """Whether samples are judged by a classifier of the data's classes."""
+  return bool(_path(config) or config.judge.num_steps)
+
+
+def shapes(config):
+  """The extractors of `get_extractors` as far as they are known before a judge is trained: dimensions and names of metrics."""
+  found = _inception(config)
+  if has_judge(config):
+    dim = cifar_resnet_lib.WIDTHS[-1] if _path(config) else config.judge.feature_dim
+    judged = classifier(name="judge", model=None, params=None, prepare=None, feature_dim=dim, num_classes=0, info={})
+    found.append(judged.renamed(JUDGE) if found else judged)
+  return tuple(found)
+
+
+def _inception(config):
+  """[the Extractor of inception.path], or []."""
+  return [inception.make_extractor(params=params, info=info, published_only=True) for params, info in map(inception_files.read, _inception_paths(config))]
+
+
+def _inception_paths(config):
+  """[inception.path], or []; a work directory may hold a config that is older than the section."""
+  path = config.get("inception", {}).get("path", "")
+  return [path] if path else []
 
 
 def _path(config):
@@ -74,7 +118,7 @@ def _trained(config, *, dataset, workdir):
     num_classes=dataset.num_classes, ch=section.ch, levels=section.levels,
     feature_dim=section.feature_dim, dropout=section.dropout,
   )
-  identity = _identity(
+  identity = config_lib.data_identity(
     config, dataset, seed=config.seed, train=len(dataset.train),
     judge={k: v for k, v in config_lib.to_json(config)["judge"].items() if k not in ("min_accuracy", "path")},
   )
@@ -93,19 +137,13 @@ def _published(config, *, dataset, workdir):
   about = {"weights_sha256": checkpoint.tree_hash(params), "file": pathlib.Path(config.judge.path).name}
   extractor = cifar_resnet.make_extractor(model=model, params=params, info=about)
   path = workdir / f"{extractor.name}.json"
-  identity = _identity(config, dataset, heldout=len(dataset.heldout), weights=about["weights_sha256"])
+  identity = config_lib.data_identity(config, dataset, heldout=len(dataset.heldout), weights=about["weights_sha256"])
   stored = _read_accuracy(path, identity)
   if stored is None:
-    placed = Placed(extractor, sharding.make_mesh(jax.devices()[:1]))
+    placed = features.Placed(extractor, sharding.make_mesh(jax.devices()[:1]))
     stored = {"heldout_accuracy": placed.accuracy(dataset.heldout, batch_size=config.judge.batch_size), "identity": identity}
     files.write_json(path, stored)
   return dataclasses.replace(extractor, info={**about, **stored})
-
-
-def _identity(config, dataset, **more):
-  """A hash of the data and of what else decides what is kept."""
-  facts = {"data": config_lib.to_json(config)["data"], "class_names": dataset.class_names, "image_shape": dataset.image_shape, **more}
-  return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def _train(config, *, model, dataset):
@@ -124,46 +162,10 @@ def _train(config, *, model, dataset):
     )
   info = {"weights_sha256": checkpoint.tree_hash(params)}
   extractor = judge.make_extractor(model=model, params=params, dataset_name=dataset.name, info=info)
-  placed = Placed(extractor, sharding.make_mesh(jax.devices()[:1]))
+  placed = features.Placed(extractor, sharding.make_mesh(jax.devices()[:1]))
   for name, source in (("train", dataset.train), ("heldout", dataset.heldout)):
     info[f"{name}_accuracy"] = placed.accuracy(source, batch_size=section.batch_size)
   return params, info
-
-
-class Placed:
-  """An extractor on a mesh: images split over the devices, its parameters replicated."""
-
-  def __init__(self, extractor, mesh):
-    self.extractor, self.mesh = extractor, mesh
-    whole, rows = sharding.replicated(mesh), sharding.batch_sharding(mesh)
-    self._params = jax.device_put(extractor.params, whole)
-    self._apply = jax.jit(extractor.apply, in_shardings=(whole, rows), out_shardings=(rows, rows))
-
-  def empty(self):
-    """Statistics of no images."""
-    return statistics.SampleStatistics.empty(
-      feature_dim=self.extractor.feature_dim, num_classes=self.extractor.num_classes
-    )
-
-  def __call__(self, images, *, count):
-    """(features [count,D], probabilities [count,K]) on the host, of the first `count` of a batch on the devices."""
-    features, probs = self._apply(self._params, images)
-    return np.asarray(features)[:count], np.asarray(probs)[:count]
-
-  def measure(self, source, *, batch_size):
-    """SampleStatistics of every image of a data source, judged as samples are."""
-    total = self.empty()
-    with logs.Progress("judge", total=len(source), unit="images") as progress:
-      for batch, valid in pipeline.epoch_batches(source, batch_size=batch_size):
-        features, probs = self(sharding.put_batch(self.mesh, batch["image"]), count=valid)
-        total = total.merge(statistics.SampleStatistics.of(features=features, probs=probs, labels=batch["label"][:valid]))
-        progress.update(total.count)
-    return total
-
-  def accuracy(self, source, *, batch_size):
-    """The share of a data source's labels that it agrees with."""
-    stats = self.measure(source, batch_size=batch_size)
-    return stats.correct / stats.count
 
 
 def _write(path, params, info):

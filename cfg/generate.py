@@ -1,4 +1,4 @@
-"""From parameters to images: the guided sampler of a config, jitted over the mesh."""
+"""From parameters to images and what a feature extractor makes of them: the guided sampler of a config, one program over the mesh."""
 
 import functools
 
@@ -37,6 +37,30 @@ def generate(params, index, y, w, key, *, model, step_fn, logsnr, image_shape, c
   return images.to_uint8(x)
 
 
+def generate_and_extract(params, extractor_params, index, y, w, key, *, extract, **fixed):
+  """(images, {output: [B, dim]}): `generate`, and an extractor's outputs of its images, which need not leave the devices."""
+  pictures = generate(params, index, y, w, key, **fixed)
+  return pictures, {} if extract is None else extract(extractor_params, pictures)
+
+
+def nfe(config, *, guided=True):
+  """Calls of the network for each sample."""
+  return config.sampler.num_steps * (2 if guided else 1)
+
+
+def make_sampler(config):
+  """(step_fn, logsnr [T]) of the config's sampler and schedule.
+
+  Raises:
+    UserError: there is no such sampler.
+  """
+  try:
+    step_fn = sampling.make_step(sampler=config.sampler.name, var_interp=config.sampler.var_interp)
+    return step_fn, schedules.sampling_grid(num_steps=config.sampler.num_steps, **config.schedule)
+  except ValueError as e:
+    raise UserError(f"the config's sampler section cannot be used: {e}.") from e
+
+
 class Generator:
   """Draws any number of samples in sharded batches of one shape, with one compilation.
 
@@ -47,20 +71,17 @@ class Generator:
     mesh: from sharding.make_mesh.
     batch_size: images a call of the program; a multiple of the mesh's size.
     guided: see `generate`.
+    extractor: an extractor.Extractor whose outputs `batches` gives with the images, or None.
   """
 
-  def __init__(self, *, model, config, image_shape, mesh, batch_size, guided=True):
+  def __init__(self, *, model, config, image_shape, mesh, batch_size, guided=True, extractor=None):
     self.mesh = mesh
     self.batch_size = batch_size
-    # network calls per sample
-    self.nfe = config.sampler.num_steps * (2 if guided else 1)
-    try:
-      step_fn = sampling.make_step(sampler=config.sampler.name, var_interp=config.sampler.var_interp)
-      logsnr = schedules.sampling_grid(num_steps=config.sampler.num_steps, **config.schedule)
-    except ValueError as e:
-      raise UserError(f"the config's sampler section cannot be used: {e}.") from e
+    self.nfe = nfe(config, guided=guided)
+    step_fn, logsnr = make_sampler(config)
     program = functools.partial(
-      generate,
+      generate_and_extract,
+      extract=None if extractor is None else extractor.apply,
       model=model,
       step_fn=step_fn,
       logsnr=logsnr,
@@ -69,10 +90,11 @@ class Generator:
       guided=guided,
     )
     whole, rows = sharding.replicated(mesh), sharding.batch_sharding(mesh)
-    self.program = jax.jit(program, in_shardings=(whole, rows, rows, whole, whole), out_shardings=rows)
+    self._extractor_params = None if extractor is None else jax.device_put(extractor.params, whole)
+    self.program = jax.jit(program, in_shardings=(whole, whole, rows, rows, whole, whole), out_shardings=rows)
 
   def batches(self, params, *, index, labels, w, seed):
-    """Yield (rows, images): a slice of `index`, and uint8 [batch_size,H,W,C] on the devices.
+    """Yield (rows, images, outputs): a slice of `index`, uint8 [batch_size,H,W,C] and {output: [batch_size,dim]}, both on the devices.
 
     The last batch repeats its last sample; its slice covers only the real ones.
     """
@@ -81,11 +103,11 @@ class Generator:
     for first in range(0, len(index), self.batch_size):
       rows = np.minimum(np.arange(first, first + self.batch_size), len(index) - 1)
       local = sharding.put_batch(self.mesh, {"index": index[rows], "labels": labels[rows]})
-      out = self.program(params, local["index"], local["labels"], jnp.float32(w), key)
+      out = self.program(params, self._extractor_params, local["index"], local["labels"], jnp.float32(w), key)
       # one batch ahead: the devices work while the host reads
       if pending is not None:
         yield pending
-      pending = slice(first, min(first + self.batch_size, len(index))), out
+      pending = slice(first, min(first + self.batch_size, len(index))), *out
     if pending is not None:
       yield pending
 
@@ -93,6 +115,6 @@ class Generator:
     """All the images at once on the host: uint8 [N,H,W,C]."""
     out = [
       np.asarray(batch)[: rows.stop - rows.start]
-      for rows, batch in self.batches(params, index=index, labels=labels, w=w, seed=seed)
+      for rows, batch, _ in self.batches(params, index=index, labels=labels, w=w, seed=seed)
     ]
     return np.concatenate(out)

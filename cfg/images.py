@@ -13,6 +13,9 @@ def to_unit(images):
   return images.astype(jnp.float32) / 127.5 - 1.0
 
 
+UINT8 = "round(127.5 (x + 1)), half to even, clipped to [0, 255]"
+
+
 def to_uint8(x):
   """round(127.5 (x + 1)), half to even, clipped to [0, 255]: the one place where samples are rounded."""
   return jnp.clip(jnp.round((x + 1.0) * 127.5), 0, 255).astype(jnp.uint8)

@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 
 from cfg import config as config_lib
-from cfg import files, generate, images, report, sharding
+from cfg import figures, files, generate, images, report, sharding
 from cfg.errors import UserError, nearest
 from cfg.trained import open_trained
 
@@ -90,9 +90,9 @@ def sample(config, *, mesh, workdir, labels, num, w, seed, ema=None, out=None):
     rows.append({
       "file": file, "index": int(i), "label": int(label), "class_name": names[label], "seed": seed, "w": w, "scale": 1 + w,
     })
-  report.write_grid(
+  figures.write_grid(
     out / "grid.png", pictures.reshape(len(chosen), num, *trained.image_shape),
-    row_names=report.class_titles(names, chosen), column_names=[str(i) for i in range(num)], row_title="class",
+    row_names=figures.class_titles(names, chosen), column_names=[str(i) for i in range(num)], row_title="class",
     column_title=f"sample index; w = {w:g} (scale = {1 + w:g}), seed {seed}",
   )
   about = {

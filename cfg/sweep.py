@@ -1,11 +1,13 @@
 """The guidance sweep: the same noise at every strength, FID and IS against w, resumable.
 
-Sample i is a function of (checkpoint, seed, i, label, w) alone; label i is i mod
-the number of classes. Each strength's row is written when it is complete, and a
-sweep that was killed goes on with the next.
+Sample i is a function of (checkpoint, seed, i, label, w) and the sampler alone; label i
+is i mod the number of classes. Each strength's row is written when it is complete; a
+sweep that was killed goes on with the batch after the last that was kept.
 """
 
+import dataclasses
 import hashlib
+import itertools
 import json
 import logging
 import pathlib
@@ -15,19 +17,39 @@ import numpy as np
 
 import cfg
 from cfg import config as config_lib
-from cfg import extractors, files, generate, logs, report, sharding
+from cfg import extractors, features, files, generate, images, logs, measure, real, report, sharding
 from cfg.errors import UserError
-from cfg.evaluation import metrics, statistics
+from cfg.evaluation import extractor as extractor_lib
+from cfg.evaluation import summary
 from cfg.trained import open_trained
 
 log = logging.getLogger(__name__)
 
-# pictures kept of each strength, for the grid and the nearest training images
-KEPT = 100
+# besides w, what a sweep can vary: fields of sweep, each empty for the value of sampler (or sweep.ema)
+AXES = ("sampler", "num_steps", "var_interp", "ema_decays")
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+  """Everything but w: a config with one sampler, an average of the parameters, and the provenance of its rows."""
+
+  config: object
+  trained: object
+  about: dict
+  folder: pathlib.Path
+
+  def path(self, w, ending):
+    """The file of strength w."""
+    return self.folder / f"{report.strength_name(w)}{ending}"
+
+  def row(self, w):
+    """The finished row of strength w, or None; without its pictures it is not finished."""
+    path = self.path(w, ".json")
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() and self.path(w, ".npz").exists() else None
 
 
 def sweep(config, *, dataset, mesh, workdir):
-  """Sample and measure at every config.sweep.w; write the table and the pictures to `workdir`.
+  """Sample and measure at every config.sweep.w, with every sampler, T, v and average asked for; write the table and the pictures to `workdir`.
 
   Returns:
     The content of sweep.json.
@@ -42,41 +64,67 @@ def sweep(config, *, dataset, mesh, workdir):
       "%d samples at each strength instead of %d: %d equal blocks of %d classes",
       settings.num_samples, config.sweep.num_samples, settings.num_blocks, dataset.num_classes,
     )
-  trained = open_trained(workdir, config=config, mesh=mesh, ema=settings.ema)
-  extractor = extractors.get_judge(config, dataset=dataset, workdir=workdir)
-  about = provenance(config, settings, trained=trained, extractor=extractor)
-  folder = workdir / "sweep" / fingerprint(about)
-  folder.mkdir(parents=True, exist_ok=True)
+  samplers = list(variants(config))
+  networks = {ema: open_trained(workdir, config=config, mesh=mesh, ema=ema) for ema in dict.fromkeys(ema for _, ema in samplers)}
+  found = extractors.get_extractors(config, dataset=dataset, workdir=workdir)
+  placed = [features.Placed(extractor, mesh) for extractor in found]
+  references = [real.references(config, settings, dataset=dataset, placed=p, workdir=workdir) for p in placed]
+  made = [make_variant(c, settings, trained=networks[ema], found=found, references=references, workdir=workdir) for c, ema in samplers]
 
-  missing = [w for w in settings.w if read_row(folder, w) is None]
-  if missing or not (folder / "references.json").exists():
-    judge = extractors.Placed(extractor, mesh)
-    references = measure_references(judge, dataset=dataset, batch_size=settings.batch_size)
-    files.write_json(folder / "references.json", [heldout_row(references, extractor)])
-    sampler = generate.Generator(
-      model=trained.model, config=config, image_shape=trained.image_shape, mesh=mesh, batch_size=settings.batch_size
-    )
-    total = settings.num_samples * len(missing)
-    with logs.Progress("sweep", total=total, unit="images") as progress:
-      for n, w in enumerate(missing):
-        row, pictures = measure(
-          settings, w, trained=trained, judge=judge, sampler=sampler, references=references,
-          on_images=lambda done, n=n, w=w: progress.update(n * settings.num_samples + done, w=f"= {w:g}"),
+  together = extractor_lib.together(found)
+  train, heldout = (real.together([pair[split] for pair in references]) for split in (0, 1))
+  missing = [(variant, w) for variant in made for w in settings.w if variant.row(w) is None]
+  nfe = lambda variant: generate.nfe(variant.config)
+  with logs.Progress("sweep", total=sum(settings.num_samples * nfe(v) for v, _ in missing), unit="network evaluations") as progress:
+    done = 0
+    for variant, group in itertools.groupby(missing, key=lambda pair: pair[0]):
+      sampler = generate.Generator(
+        model=variant.trained.model, config=variant.config, image_shape=variant.trained.image_shape, mesh=mesh,
+        batch_size=settings.batch_size, extractor=together,
+      )
+      for _, w in group:
+        measured = measure.measure(
+          settings, w, trained=variant.trained, extractor=together, sampler=sampler, references=(train, heldout), folder=variant.path(w, ".partial"),
+          on_images=lambda count, w=w, done=done, n=sampler.nfe: progress.update(done + count * n, w=f"= {w:g}"),
         )
-        # the pictures first: a row means that all of its strength is there
-        files.write_npz(folder / f"{report.strength_name(w)}.npz", {"images": pictures})
-        files.write_json(folder / f"{report.strength_name(w)}.json", {**row, **about})
-        log.info("%s", report.one_line(row))
-  rows = [read_row(folder, w) for w in settings.w]
+        keep_row(variant, w, *measured, nfe=sampler.nfe)
+        done += settings.num_samples * sampler.nfe
+  rows = [variant.row(w) for variant in made for w in settings.w]
   content = report.read(workdir)
   if content is not None and content["rows"] == rows and all((workdir / name).exists() for name in report.FILES):
     log.info("the sweep is complete: %s", workdir / "sweep.json")
     return content
   return report.write(
-    workdir, rows=rows, about=about, dataset=dataset,
-    references=json.loads((folder / "references.json").read_text(encoding="utf-8")),
-    pictures={w: files.read_npz(folder / f"{report.strength_name(w)}.npz")["images"] for w in settings.w},
+    workdir, rows=rows, about=shared([variant.about for variant in made]), extractor=together, dataset=dataset, paper=config.get("paper"),
+    references=[{"name": "real held-out images", **summary.of_reference(heldout, extractor=together, train=train)}],
+    pictures=[{w: files.read_npz(variant.path(w, ".npz"))["images"] for w in settings.w} for variant in made],
   )
+
+
+def keep_row(variant, w, values, pictures, *, nfe):
+  """Write a strength's pictures and its row, and forget its batches."""
+  row = {"w": float(w), "scale": 1.0 + float(w), **values, "nfe": nfe, **variant.about}
+  # the pictures first: a row means that all of its strength is there
+  files.write_npz(variant.path(w, ".npz"), {"images": pictures})
+  files.write_json(variant.path(w, ".json"), row)
+  measure.forget(variant.path(w, ".partial"))
+  log.info("%s", report.one_line(row))
+
+
+def variants(config):
+  """Yield (config, ema) for every combination of the sweep's axes; of those that draw the same samples, one."""
+  axes = [tuple(config.sweep.get(axis, ())) for axis in AXES]
+  own = (config.sampler.name, config.sampler.num_steps, config.sampler.var_interp, config.sweep.ema)
+  seen = set()
+  for name, num_steps, var_interp, ema in itertools.product(*(axis or (value,) for axis, value in zip(axes, own, strict=True))):
+    # DDIM has no v
+    same = (name, num_steps, None if name == "ddim" else var_interp, ema)
+    if same in seen:
+      continue
+    seen.add(same)
+    one = config.copy_and_resolve_references()
+    one.sampler.update(name=name, num_steps=num_steps, var_interp=var_interp)
+    yield one, ema
 
 
 def check(config, *, dataset, mesh):
@@ -87,18 +135,20 @@ def check(config, *, dataset, mesh):
   """
   config_lib.check_guidable(config, config.sweep.w)
   extractors.check(config, dataset=dataset)
-  feature_dim = extractors.feature_dim(config)
-  settings = check_settings(config.sweep, num_classes=dataset.num_classes, feature_dim=feature_dim, mesh=mesh)
-  if len(dataset.train) <= feature_dim:
-    raise UserError(
-      f"the training split has {len(dataset.train)} images but the extractor {feature_dim} features: FID needs more images "
-      "than features. Use more images, or a judge with fewer (judge.feature_dim of one that is trained here)."
-    )
+  for one, _ in variants(config):
+    generate.make_sampler(one)
+  settings = check_settings(config.sweep, num_classes=dataset.num_classes, mesh=mesh)
+  for extractor in extractors.shapes(config):
+    check_numbers(settings, extractor, num_classes=dataset.num_classes, num_real=len(dataset.train), most_real=config.get("inception", {}).get("num_reference", 0))
   return settings
 
 
-def check_settings(settings, *, num_classes, feature_dim, mesh):
-  """A copy of the sweep's settings that makes balanced blocks; UserError unless each is larger than the feature dimension."""
+def check_settings(settings, *, num_classes, mesh):
+  """A copy of the sweep's settings that makes balanced blocks.
+
+  Raises:
+    UserError: settings that no sweep could have.
+  """
   sharding.check_batch_size(mesh, "sweep.batch_size", settings.batch_size)
   if not settings.w or any(not np.isfinite(w) or w < -1 for w in settings.w) or len(set(settings.w)) != len(settings.w):
     raise UserError(f"sweep.w is {tuple(settings.w)}: give distinct strengths w >= -1 (w = 0 is unguided, scale = 1 + w).")
@@ -109,18 +159,47 @@ def check_settings(settings, *, num_classes, feature_dim, mesh):
   unit = num_classes * settings.num_blocks
   rounded = settings.copy_and_resolve_references()
   rounded.num_samples = unit * -(-settings.num_samples // unit)
-  block = rounded.num_samples // settings.num_blocks
-  if block <= feature_dim:
-    raise UserError(
-      f"a block of the sweep has {block} samples but the extractor {feature_dim} features: the error of FID needs more "
-      f"samples than features in each block. Raise sweep.num_samples to {unit * -(-(feature_dim + 1) * settings.num_blocks // unit)} or more."
-    )
+  # a work directory may hold a config that is older than these
+  for name in ("allow_few", "extrapolate"):
+    rounded[name] = settings.get(name, False)
   return rounded
 
 
-def provenance(config, settings, *, trained, extractor):
+def check_numbers(settings, extractor, *, num_classes, num_real, most_real):
+  """Raise UserError if samples or real images are too few for an extractor's Fréchet distances: a covariance needs more than features.
+
+  Each block has more than a judge has features; Inception has thousands, and errors of another kind.
+  """
+  judged = extractor.classes is not None
+  blocks = settings.num_blocks if judged else 1
+  unit = num_classes * settings.num_blocks
+  few = summary.too_few(settings.num_samples, extractor, blocks=blocks)
+  if few and (judged or not settings.allow_few):
+    where = f"a block of the sweep has {settings.num_samples // blocks}" if judged else f"a strength has {settings.num_samples}"
+    raise UserError(
+      f"{where} samples, fewer than the features of {', '.join(few)}: a covariance needs more samples than features. "
+      f"Raise sweep.num_samples to {unit * -(-max(few.values()) // unit)} or more{'' if judged else ', or set sweep.allow_few'}."
+    )
+  count = num_real if judged else min(num_real, most_real or num_real)
+  few = summary.too_few(count, extractor)
+  if few and (judged or not settings.allow_few):
+    raise UserError(
+      f"{count} images of the training split are measured, fewer than the features of {', '.join(few)} ({max(few.values()) - 1}): FID needs more "
+      f"images than features. Use more images, or {'a judge with fewer (judge.feature_dim of one that is trained here)' if judged else 'set sweep.allow_few'}."
+    )
+
+
+def make_variant(config, settings, *, trained, found, references, workdir):
+  """The Variant of one sampler and average; its folder is made."""
+  about = provenance(config, settings, trained=trained, found=found, references=references)
+  folder = workdir / "sweep" / fingerprint(about)
+  folder.mkdir(parents=True, exist_ok=True)
+  return Variant(config, trained, about, folder)
+
+
+def provenance(config, settings, *, trained, found, references):
   """The facts that make rows of a sweep comparable; stored in each."""
-  return {
+  facts = {
     "sampler": config.sampler.name,
     "num_steps": config.sampler.num_steps,
     "var_interp": config.sampler.var_interp,
@@ -130,15 +209,27 @@ def provenance(config, settings, *, trained, extractor):
     "seed": settings.seed,
     "ema": float(trained.ema),
     "step": trained.step,
-    "precision": str(jnp.dtype(trained.model.dtype)),
+    "dtype": str(jnp.dtype(trained.model.dtype)),
     "data": trained.data_name,
-    "extractor": extractor.name,
-    "extractor_sha256": extractor.info["weights_sha256"],
     "checkpoint_hash": trained.checkpoint_hash,
+    "uint8": images.UINT8,
     "num_samples": settings.num_samples,
     "num_blocks": settings.num_blocks,
+    "allow_few": settings.allow_few,
     "cfg_version": cfg.__version__,
   }
+  # the first is the row's; a second is a judge beside Inception
+  for prefix, extractor, (train, heldout) in zip(("", "judge_"), found, references):
+    facts |= {
+      "judge" if prefix else "extractor": extractor.name,
+      f"{prefix or 'extractor_'}sha256": extractor.info["weights_sha256"],
+      f"{prefix}reference": train.about.get("name"),
+      f"{prefix}reference_sha256": train.about.get("images_sha256", train.sha256),
+      f"{prefix}reference_images": train.about.get("num_images"),
+      f"{prefix}heldout_sha256": heldout.about["images_sha256"],
+    }
+    facts |= {name: extractor.info[name] for name in ("resize", "complete") if name in extractor.info}
+  return facts
 
 
 def fingerprint(about):
@@ -146,52 +237,6 @@ def fingerprint(about):
   return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def read_row(folder, w):
-  """The finished row of strength w, or None; without its pictures it is not finished."""
-  path = folder / f"{report.strength_name(w)}.json"
-  return json.loads(path.read_text(encoding="utf-8")) if path.exists() and path.with_suffix(".npz").exists() else None
-
-
-def measure_references(judge, *, dataset, batch_size):
-  """{"train", "heldout"}: SampleStatistics of the real images."""
-  return {
-    "train": judge.measure(dataset.train, batch_size=batch_size),
-    "heldout": judge.measure(dataset.heldout, batch_size=batch_size),
-  }
-
-
-def measure(settings, w, *, trained, judge, sampler, references, on_images):
-  """One strength: (row, kept pictures). Statistics stream; only the kept pictures leave the devices."""
-  index = np.arange(settings.num_samples)
-  labels = index % trained.model.num_classes
-  block_of = index // (settings.num_samples // settings.num_blocks)
-  blocks = [judge.empty()] * settings.num_blocks
-  keep = min(settings.num_samples, KEPT)
-  pictures = []
-
-  for rows, batch in sampler.batches(trained.params, index=index, labels=labels, w=w, seed=settings.seed):
-    count = rows.stop - rows.start
-    features, probs = judge(batch, count=count)
-    for block in np.unique(block_of[rows]):
-      mine = block_of[rows] == block
-      part = statistics.SampleStatistics.of(features=features[mine], probs=probs[mine], labels=labels[rows][mine])
-      blocks[block] = blocks[block].merge(part)
-    if rows.start < keep:
-      pictures.append(np.asarray(batch)[: min(count, keep - rows.start)])
-    on_images(rows.stop)
-
-  values = metrics.summarise(blocks, train=references["train"].features, heldout=references["heldout"].features)
-  return {"w": float(w), "scale": 1.0 + float(w), **values, "nfe": sampler.nfe}, np.concatenate(pictures)
-
-
-def heldout_row(references, extractor):
-  """The real held-out images, judged as samples are: what so many fresh draws from the data get."""
-  heldout = references["heldout"]
-  return {
-    "name": "real held-out images",
-    "fid": metrics.frechet_or_none(heldout.features, references["train"].features),
-    "inception_score": metrics.inception_score(heldout.classes),
-    "label_accuracy": heldout.correct / heldout.count,
-    "num_samples": heldout.count,
-    "extractor": extractor.name,
-  }
+def shared(abouts):
+  """The facts that all have in common."""
+  return {name: value for name, value in abouts[0].items() if all(about.get(name) == value for about in abouts)}

@@ -98,9 +98,23 @@ def get_config():
     batch_size=256,
     seed=0,
     ema=config_dict.placeholder(float),  # None: the first of train.ema_decays
+    # further axes: the sweep goes through every combination. Empty: the sampler's own value, and `ema`
+    sampler=(),
+    num_steps=(),
+    var_interp=(),
+    ema_decays=(),
+    allow_few=False,  # Fréchet distances of fewer images than Inception has features: they mean little
+    extrapolate=False,  # also Inception's at infinitely many images, where blocks are large enough
   ))
 
-  # the classifier in whose features FID and IS are measured: cfg.models.judge.Judge, trained on the training split
+  # FID's Inception network, besides the judge
+  config.inception = section(dict(
+    path="",  # its weights (python -m cfg.interop.inception); "": not used
+    reference="",  # statistics of real images (python -m cfg.evaluate --make_reference, ADM's, EDM's); "": of the training split
+    num_reference=0,  # images of the training split that are measured then, evenly spaced; 0: all
+  ))
+
+  # the classifier of the data's classes in whose features FID and IS are measured too: cfg.models.judge.Judge, trained on the training split
   config.judge = section(dict(
     # a file of akamaster/pytorch_resnet_cifar10 (.th, or .npz of its state dict), used instead where the data are CIFAR-10: then
     # of the fields below only batch_size and min_accuracy count
@@ -109,7 +123,7 @@ def get_config():
     levels=2,
     feature_dim=64,
     dropout=0.3,
-    num_steps=600,
+    num_steps=600,  # 0: no judge
     batch_size=64,
     learning_rate=2e-3,
     warmup_steps=20,

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from torch_files import write_torch
 
-from cfg import checkpoint, extractors, files, sharding
+from cfg import checkpoint, extractors, features, files, sharding
 from cfg.data import sources
 from cfg.errors import UserError
 from cfg.evaluation import cifar_resnet as evaluation
+from cfg.evaluation import statistics
 from cfg.interop import cifar_resnet as interop
 from cfg.models import cifar_resnet
 
@@ -44,12 +45,12 @@ def extractor_of(arrays):
 def test_features_and_probabilities_are_pytorchs():
   """From uint8 images to features and softmax, to 1e-5, on random weights with variances down to 1e-3 (cifar_resnet_golden.py)."""
   extractor = extractor_of(golden.state_dict())
-  assert (extractor.feature_dim, extractor.num_classes) == (64, 10)
-  features, probs = jax.jit(extractor.apply)(extractor.params, golden.images())
+  assert extractor.dims == {"judge": 64, "judge_logits": 10} and extractor.classes == "judge_logits"
+  outputs = jax.jit(extractor.apply)(extractor.params, golden.images())
   want = files.read_npz(golden.PATH)
-  np.testing.assert_allclose(features, want["features"], atol=1e-5, rtol=1e-5)
+  np.testing.assert_allclose(outputs["judge"], want["features"], atol=1e-5, rtol=1e-5)
   exponentials = np.exp(want["logits"].astype(np.float64))
-  np.testing.assert_allclose(probs, exponentials / exponentials.sum(axis=1, keepdims=True), atol=1e-5)
+  np.testing.assert_allclose(statistics.softmax(outputs["judge_logits"]), exponentials / exponentials.sum(axis=1, keepdims=True), atol=1e-5)
 
 
 @pytest.mark.parametrize("name, depth, correct", [("resnet20-12fca82f.npz", 20, 915), ("resnet56-4bfd9763.npz", 56, 926)])
@@ -62,8 +63,7 @@ def test_the_published_networks_themselves(name, depth, correct, mesh1):
   spec.loader.exec_module(decode)
   images, labels = decode.cifar10_batch(shared("cifar10/test_batch.npz"))
   extractor = evaluation.make_extractor(model=model, params=params, info={"weights_sha256": checkpoint.tree_hash(params)})
-  stats = extractors.Placed(extractor, mesh1).measure(sources.ArraySource(images[:1000], labels[:1000]), batch_size=250)
-  assert (stats.count, stats.correct) == (1000, correct)
+  assert features.Placed(extractor, mesh1).accuracy(sources.ArraySource(images[:1000], labels[:1000]), batch_size=250) == correct / 1000
 
 
 @pytest.mark.parametrize("num_blocks, depth, count", [(1, 8, 75_290), (3, 20, 269_722), (9, 56, 853_018), (18, 110, 1_727_962)])
@@ -144,6 +144,12 @@ def dataset_of(labels, **changes):
   return sources.Dataset(**{**fields, **changes})
 
 
+def dim(config):
+  """The judge's feature dimension, as it is known before there is one."""
+  (judge,) = extractors.shapes(config)
+  return judge.dims["judge"]
+
+
 @pytest.fixture
 def judged(npz, config, tmp_path):
   """(get, config, labels, measurements): get(labels) is get_judge in one work directory; labels with PyTorch's answers to 6 of 8 images."""
@@ -153,8 +159,8 @@ def judged(npz, config, tmp_path):
   (tmp_path / "work").mkdir()
   measured = []
   with pytest.MonkeyPatch.context() as patch:
-    original = extractors.Placed.measure
-    patch.setattr(extractors.Placed, "measure", lambda *args, **kw: measured.append(1) or original(*args, **kw))
+    original = features.Placed.measure
+    patch.setattr(features.Placed, "measure", lambda *args, **kw: measured.append(1) or original(*args, **kw))
     get = lambda labels, **changes: extractors.get_judge(config, dataset=dataset_of(labels, **changes), workdir=tmp_path / "work")
     yield get, config, labels, measured
 
@@ -164,16 +170,16 @@ def test_the_judge_is_the_file(judged, npz, tmp_path):
   get, config, labels, _ = judged
   extractor = get(labels)
   sha = checkpoint.tree_hash(interop.read(npz)[1])
-  assert extractor.name == f"cifar-resnet8-{sha[:8]}" and (extractor.feature_dim, extractor.num_classes) == (64, 10)
+  assert extractor.name == f"cifar-resnet8-{sha[:8]}" and extractor.dims == {"judge": 64, "judge_logits": 10}
   assert {k: v for k, v in extractor.info.items() if k != "identity"} == {"weights_sha256": sha, "file": "resnet8.npz", "heldout_accuracy": 0.75}
   assert [p.name for p in (tmp_path / "work").iterdir()] == [f"{extractor.name}.json"]
   assert str(tmp_path) not in json.dumps(extractor.info) + (tmp_path / "work" / f"{extractor.name}.json").read_text()
-  placed = extractors.Placed(extractor, sharding.make_mesh(jax.devices()[:1]))
-  np.testing.assert_allclose(placed(golden.images(), count=8)[0], files.read_npz(golden.PATH)["features"], atol=1e-5, rtol=1e-5)
+  placed = features.Placed(extractor, sharding.make_mesh(jax.devices()[:1]))
+  np.testing.assert_allclose(placed(golden.images())["judge"], files.read_npz(golden.PATH)["features"], atol=1e-5, rtol=1e-5)
   config.judge.feature_dim = 8  # of a trained judge
-  assert extractors.feature_dim(config) == 64
+  assert dim(config) == 64
   config.judge.path = ""
-  assert extractors.feature_dim(config) == 8
+  assert dim(config) == 8
 
 
 def test_its_accuracy_is_measured_once(judged, npz, tmp_path):
@@ -215,7 +221,7 @@ def test_a_config_from_before_the_field(config, tmp_path, monkeypatch):
   monkeypatch.setattr(extractors, "_train", lambda *_, **__: pytest.fail("it was trained again"))
   del config.judge["path"]
   assert extractors.get_judge(config, dataset=dataset, workdir=tmp_path).name.startswith("tiny-judge-")
-  assert extractors.feature_dim(config) == config.judge.feature_dim
+  assert dim(config) == config.judge.feature_dim
 
 
 def test_the_shortcut_has_its_channels_in_the_middle():

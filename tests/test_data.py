@@ -1,7 +1,6 @@
 """The digits, image folders, and the stream."""
 
 import pathlib
-import time
 
 import numpy as np
 import pytest

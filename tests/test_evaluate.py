@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cfg import evaluate, files
+from cfg import evaluate, features, files
 from cfg.data import inputs
 from cfg.errors import UserError
 from cfg.evaluation import inception, metrics, pairwise, reference, statistics
@@ -59,18 +59,19 @@ def places(tmp_path):
 
 
 def run(places, net, images="a.npz", real="real.npz", **options):
-  return evaluate.evaluate(places / images, evaluate.open_reference(places / real, network=net), network=net, **options)
+  return evaluate.evaluate(places / images, net.open_reference(places / real), network=net, **options)
 
 
 def test_numbers_are_their_formulas(network, places):
-  """Each is what the functions of evaluation/ give for all features at once; ± is the jackknife over random equal blocks."""
+  """Each is what the functions of evaluation/ give for all features at once; ± is of random equal blocks."""
   row = run(places, network())
   ours, theirs = outputs_of(PIXELS), outputs_of(REAL)
   for space, name in inception.FRECHET.items():
     distance = lambda rows, space=space: metrics.frechet_distance(statistics.Gaussian.of(ours[space][rows]), statistics.Gaussian.of(theirs[space]))
     assert row[name] == pytest.approx(distance(slice(None)), rel=1e-5)
-    blocks = inception.block_of(90, num_blocks=5)
-    assert row[f"{name}_err"] == pytest.approx(metrics.jackknife_error([distance(blocks != b) for b in range(5)]), rel=1e-3)
+    blocks = evaluate.block_of(90, num_blocks=5)
+    assert np.bincount(blocks).tolist() == [18] * 5
+    assert row[f"{name}_err"] == pytest.approx(metrics.standard_error([distance(blocks == b) for b in range(5)]), rel=1e-3)
   for output, name in inception.SCORES.items():
     probs = np.exp(ours[output]) / np.exp(ours[output]).sum(axis=1, keepdims=True)
     assert row[name] == pytest.approx(metrics.inception_score(statistics.ClassEntropy.of(probs)), rel=1e-5)
@@ -95,17 +96,6 @@ def test_a_set_against_itself(network, places):
   row = run(places, network(), real="a.npz")
   assert all(abs(row[name]) < 1e-6 for name in inception.FRECHET.values()) and (row["precision"], row["recall"]) == (1, 1)
   assert row["kid"] <= 0
-
-
-@pytest.mark.parametrize("sizes", [(1, 89), (45, 45)])
-def test_sums_are_gathered_whole(network, places, monkeypatch, sizes):
-  """Whether features wait for each other or not, no image is lost or counted twice."""
-  monkeypatch.setattr(evaluate, "GATHERED", sizes[0])
-  blocks, _ = evaluate.measure(inputs.open_images(places / "a.npz"), network=network(batch_size=7), num_blocks=3)
-  gathered = np.concatenate([np.concatenate(block.features) for block in blocks])
-  expected = outputs_of(PIXELS, ("pool_3",))["pool_3"]
-  np.testing.assert_allclose(np.sort(gathered, axis=0), np.sort(expected, axis=0), rtol=1e-4)
-  assert [block.gaussians["pool_3"].count for block in blocks] == [30, 30, 30]
 
 
 def test_partial_weights_never_say_fid(network, places):
@@ -138,17 +128,17 @@ def test_references_of_ours_adm_and_edm(network, places):
 def test_too_few_images_are_refused_unless_asked_for(network, places):
   """As many images as features: an error that says how many each number needs; by name it is given, and the row says so."""
   np.savez(places / "few.npz", arr_0=PIXELS[:5])
-  target = evaluate.open_reference(places / "real.npz", network=network())
+  target = network().open_reference(places / "real.npz")
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(evaluate, "measure", None)  # it is said before the network is run
-    with pytest.raises(UserError, match="it has 5 images; sfid needs 6, fid needs 7: .*--allow_few"):
+    patch.setattr(features.Placed, "measure", None)  # it is said before the network is run
+    with pytest.raises(UserError, match="it has 5 images; fid needs 7, sfid needs 6: .*--allow_few"):
       evaluate.evaluate(places / "few.npz", target, network=network(), num_blocks=5)
   row = run(places, network(), images="few.npz", num_blocks=5, allow_few=True)
   assert row["allow_few"] and row["fid"] > 0 and "means little" in evaluate.table(row)
-  with pytest.raises(UserError, match="the reference has 5 images; sfid needs 6"):
+  with pytest.raises(UserError, match="the reference has 5 images; fid needs 7"):
     run(places, network(), real="few.npz")
   np.savez(places / "nine.npz", arr_0=PIXELS[:9])
-  assert run(places, network(), images="nine.npz", num_blocks=3)["fid_err"] is None  # 6 images are left without a block
+  assert run(places, network(), images="nine.npz", num_blocks=3)["fid_err"] > 0  # from 6 images at a time
   with pytest.raises(UserError, match="num_blocks is 1"):
     run(places, network(), num_blocks=1)
 
@@ -246,7 +236,7 @@ def test_softmax_of_large_logits():
   """Each row has its own maximum taken off: no overflow, no zero row, and adding a number to a row changes nothing."""
   logits = np.array([[2000.0, 1999.0, 0.0], [0.0, -1.0, -2000.0]])
   expected = np.exp([[0, -1, -np.inf]] * 2) / (1 + np.exp(-1))
-  np.testing.assert_allclose(inception.softmax(logits), expected, rtol=1e-12)
+  np.testing.assert_allclose(statistics.softmax(logits), expected, rtol=1e-12)
 
 
 def test_the_jackknife_of_a_mean_is_its_standard_error():

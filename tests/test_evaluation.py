@@ -5,7 +5,7 @@ import functools
 import numpy as np
 import pytest
 
-from cfg.evaluation import metrics, statistics
+from cfg.evaluation import extractor, metrics, reference, statistics, summary
 
 RNG = np.random.default_rng(0)
 FEATURES = RNG.normal(size=(500, 5)) @ RNG.normal(size=(5, 5)) + 3
@@ -88,7 +88,6 @@ def test_too_few_samples_are_refused():
   few = statistics.Gaussian.of(FEATURES[:5])
   with pytest.raises(ValueError, match="at least 6"):
     metrics.frechet_distance(few, statistics.Gaussian.of(FEATURES))
-  assert metrics.frechet_or_none(statistics.Gaussian.of(FEATURES), few) is None
 
 
 def test_inception_score_ends():
@@ -99,25 +98,106 @@ def test_inception_score_ends():
   assert score(np.tile(np.eye(4), (2, 1))) == pytest.approx(4)
 
 
-def sample_stats(rows):
-  return statistics.SampleStatistics.of(features=FEATURES[rows], probs=PROBS[rows], labels=LABELS[rows])
+JUDGE = extractor.classifier(name="judge", model=None, params=None, prepare=None, feature_dim=5, num_classes=4, info={})
+LOGITS = np.log(PROBS)
+
+
+def outputs_of(rows):
+  return {"judge": FEATURES[rows], "judge_logits": LOGITS[rows]}
+
+
+def blocks_of(block_of, sizes=(500,), labels=True):
+  sums, done = statistics.Accumulator(JUDGE, block_of=block_of), 0
+  for size in sizes:
+    rows = slice(done, done + size)
+    sums.add(outputs_of(rows), LABELS[rows] if labels else None)
+    done += size
+  return sums.blocks
+
+
+def reference_of(features):
+  return reference.Reference({}, {"judge": statistics.Gaussian.of(features)}, None, None, "")
 
 
 def test_summary_of_blocks():
   """fid and IS are of all samples; errors are the blocks' standard deviation over sqrt(k); accuracy counts argmax."""
-  blocks = [sample_stats(slice(i, i + 100)) for i in range(0, 500, 100)]
-  reference = statistics.Gaussian.of(FEATURES + 0.5)
-  got = metrics.summarise(blocks, train=reference, heldout=statistics.Gaussian.of(FEATURES[:3]))
-  fids = [metrics.frechet_distance(b.features, reference) for b in blocks]
-  scores = [metrics.inception_score(b.classes) for b in blocks]
-  assert got["fid"] == pytest.approx(metrics.frechet_distance(statistics.Gaussian.of(FEATURES), reference))
+  blocks = blocks_of(np.arange(500) // 100)
+  target = reference_of(FEATURES + 0.5)
+  got = summary.summarise(blocks, extractor=JUDGE, train=target, heldout=reference_of(FEATURES[:3]))
+  fids = [metrics.frechet_distance(b.gaussians["judge"], target.gaussians["judge"]) for b in blocks]
+  scores = [metrics.inception_score(statistics.ClassEntropy.of(PROBS[i : i + 100])) for i in range(0, 500, 100)]
+  assert got["fid"] == pytest.approx(metrics.frechet_distance(statistics.Gaussian.of(FEATURES), target.gaussians["judge"]))
   assert got["fid_err"] == pytest.approx(np.std(fids, ddof=1) / np.sqrt(5))
   assert got["fid_block_mean"] == pytest.approx(np.mean(fids))
   assert got["inception_score"] == pytest.approx(metrics.inception_score(statistics.ClassEntropy.of(PROBS)))
   assert got["inception_score_block_mean"] == pytest.approx(np.mean(scores)) and np.mean(scores) < got["inception_score"]
   assert got["inception_score_err"] == pytest.approx(np.std(scores, ddof=1) / np.sqrt(5))
-  assert got["label_accuracy"] == pytest.approx((PROBS.argmax(axis=1) == LABELS).mean())
+  right = (PROBS.argmax(axis=1) == LABELS).reshape(5, 100).mean(axis=1)
+  assert got["label_accuracy"] == pytest.approx(right.mean()) and got["label_accuracy_err"] == pytest.approx(np.std(right, ddof=1) / np.sqrt(5))
   assert got["num_samples"] == 500 and got["num_blocks"] == 5
   assert got["fid_heldout"] is None and got["fid_heldout_err"] is None
   with pytest.raises(ValueError, match="2 blocks"):
-    metrics.summarise(blocks[:1], train=reference, heldout=reference)
+    summary.summarise(blocks[:1], extractor=JUDGE, train=target)
+
+
+def test_errors_where_blocks_are_too_small():
+  """Blocks of no more images than features: the number is of all samples, its error the jackknife's; without any allowance to be few."""
+  blocks = blocks_of(np.arange(500) % 125)  # of 4 images, in 5 dimensions
+  target = reference_of(FEATURES + 0.5)
+  got = summary.summarise(blocks, extractor=JUDGE, train=target, heldout=target)
+  distance = lambda rows: metrics.frechet_distance(statistics.Gaussian.of(FEATURES[rows]), target.gaussians["judge"])
+  without = [distance(np.arange(500) % 125 != block) for block in range(125)]
+  assert got["fid"] == got["fid_heldout"] == pytest.approx(distance(slice(None)))
+  assert got["fid_err"] == got["fid_heldout_err"] == pytest.approx(metrics.jackknife_error(without), rel=1e-6) and "fid_block_mean" not in got
+
+
+@pytest.mark.parametrize("sizes", [(500,), (1, 499), (7,) * 71 + (3,), (512 - 20, 8)])
+@pytest.mark.parametrize("gathered", [1, 64, 512])
+def test_sums_do_not_depend_on_batches(monkeypatch, sizes, gathered):
+  """However the outputs come, each block's sums are of the same rows, in the same order: equal bit by bit."""
+  monkeypatch.setattr(statistics, "GATHERED", gathered)
+  block_of = np.arange(500) // 125
+  for block, whole in zip(blocks_of(block_of, sizes), blocks_of(block_of), strict=True):
+    assert block.count == whole.count == 125 and block.correct == whole.correct
+    np.testing.assert_array_equal(block.gaussians["judge"].scatter, whole.gaussians["judge"].scatter)
+    np.testing.assert_array_equal(block.entropies["judge_logits"].prob_sum, whole.entropies["judge_logits"].prob_sum)
+  expected = statistics.Gaussian.of(FEATURES[375:])
+  np.testing.assert_allclose(block.gaussians["judge"].scatter, expected.scatter, rtol=1e-9)
+  assert blocks_of(block_of, sizes, labels=False)[0].correct is None
+
+
+def test_not_all_images_are_no_statistics():
+  """Sums that wait for more images are not given out."""
+  sums = statistics.Accumulator(JUDGE, block_of=np.zeros(500, int))
+  sums.add(outputs_of(slice(0, 499)))
+  with pytest.raises(ValueError, match="499 of 500"):
+    sums.blocks  # noqa: B018
+
+
+def test_two_networks_together():
+  """Outputs, metrics and the distance to held-out images of both; a judge's names say that it is one."""
+  first = extractor.Extractor(
+    name="a", apply=lambda p, x: {"pool_3": p + x}, params=1, dims={"pool_3": 2}, frechet={"pool_3": "fid"}, scores={}, pairwise="pool_3",
+    pairwise_suffix="_x", leading=("pool_3",),
+  )
+  second = extractor.Extractor(
+    name="b", apply=lambda p, x: {"judge": p * x, "judge_logits": x}, params=3, dims={"judge": 5, "judge_logits": 4}, frechet={"judge": "fid"},
+    scores={"judge_logits": "inception_score"}, classes="judge_logits", leading=("judge",),
+  )
+  both = extractor.together([first, second.renamed("_judge")])
+  assert both.apply(both.params, 2) == {"pool_3": 3, "judge": 6, "judge_logits": 2}
+  assert both.dims == {"pool_3": 2, "judge": 5, "judge_logits": 4} and both.frechet == {"pool_3": "fid", "judge": "fid_judge"}
+  assert both.scores == {"judge_logits": "inception_score_judge"} and both.classes == "judge_logits"
+  assert (both.pairwise, both.pairwise_suffix, both.leading) == ("pool_3", "_x", ("pool_3", "judge"))
+
+
+def test_real_images_are_measured_as_samples_are():
+  """Distance, score and accuracy of held-out images from what a reference file keeps; a distance of too few is None."""
+  (measured,) = blocks_of(np.zeros(500, int))
+  target = reference_of(FEATURES + 0.5)
+  got = summary.of_reference(reference.of(measured, about={}, sha256=""), extractor=JUDGE, train=target)
+  assert got["fid"] == metrics.frechet_distance(measured.gaussians["judge"], target.gaussians["judge"])
+  assert got["inception_score"] == metrics.inception_score(measured.entropies["judge_logits"])
+  assert (got["label_accuracy"], got["num_samples"]) == ((PROBS.argmax(axis=1) == LABELS).mean(), 500)
+  few = reference.of(statistics.SampleStatistics.of(JUDGE, outputs_of(slice(0, 5)), LABELS[:5]), about={}, sha256="")
+  assert summary.of_reference(few, extractor=JUDGE, train=target)["fid"] is None

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from cfg import files, report, trained
+from cfg import figures, files, report, trained
 from cfg.data import decode, records
 from cfg.models import unet
 from configs import folder, imagenet64
@@ -93,12 +93,12 @@ def test_what_is_no_side_is_refused(options):
 
 def test_names_in_pictures():
   """What no font can write is called by its number; long names are cut; $ is not mathematics."""
-  report._families.cache_clear()
+  figures._families.cache_clear()
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(report, "EAST_ASIAN", ())
-    assert report.class_titles(("cat", "猫", "naïve $x$"), [2, 1, 1]) == ["naïve \\$x\\$", "class 1", "class 1"]
-    assert report.printable("abcdefghij" * 3, otherwise="") == "abcdefghijabcdefghijabc…"
-  report._families.cache_clear()
+    patch.setattr(figures, "EAST_ASIAN", ())
+    assert figures.class_titles(("cat", "猫", "naïve $x$"), [2, 1, 1]) == ["naïve \\$x\\$", "class 1", "class 1"]
+    assert figures.printable("abcdefghij" * 3, otherwise="") == "abcdefghijabcdefghijabc…"
+  figures._families.cache_clear()
 
 
 def test_imagenet64_is_prepared_as_the_paper_s():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cfg import generate, report, sample, sweep, train
+from cfg import figures, generate, report, sample, sweep, train
 from cfg.data import sources
 from cfg.errors import UserError
 from configs import digits as digits_config
@@ -62,7 +62,7 @@ def test_everything_is_there(done):
     assert row["nfe"] == 8 and row["num_samples"] == 100 and row["ema"] == 0.99 and row["extractor"].startswith("digits-judge-")
   with (workdir / "sweep.csv").open() as f:
     assert [float(r["fid"]) for r in csv.DictReader(f)] == [r["fid"] for r in rows]
-  assert content["references"][0]["num_samples"] == 359
+  assert content["references"][0]["num_samples"] == 100  # as many as a strength has
   text = report.table(content)
   assert "not Inception's" in text and content["rows"][0]["extractor"] in text and "real" in text
   records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
@@ -125,12 +125,13 @@ def test_strengths_share_their_noise(done):
   (dict(num_samples=0), "num_samples is 0"), (dict(num_blocks=1), "2 blocks"), (dict(w=(1.0, 1.0)), "distinct"),
   (dict(w=(-2.0,)), "w >= -1"), (dict(num_samples=20, num_blocks=2), "features"), (dict(batch_size=0), "sweep.batch_size"),
 ])
-def test_settings_that_cannot_give_the_numbers(fields, word, mesh1):
+def test_settings_that_cannot_give_the_numbers(fields, word, digits, mesh1):
   """No samples, one block, too small ones, strengths twice: named, with what would do."""
   config = small_config()
   config.sweep.update(fields)
   with pytest.raises(UserError, match=word):
-    sweep.check_settings(config.sweep, num_classes=10, feature_dim=16, mesh=mesh1)
+    config.judge.feature_dim = 16
+    sweep.check(config, dataset=digits, mesh=mesh1)
 
 
 @pytest.mark.parametrize("num_classes, asked, got", [(10, 100, 100), (10, 101, 120), (7, 100, 112), (1, 35, 36), (100, 35, 200)])
@@ -138,7 +139,7 @@ def test_samples_make_equal_blocks_of_balanced_labels(num_classes, asked, got, m
   """Any number of classes: num_samples is rounded up to a multiple of blocks times classes; the config stays as it is."""
   config = small_config()
   config.sweep.num_samples = asked
-  settings = sweep.check_settings(config.sweep, num_classes=num_classes, feature_dim=16, mesh=mesh1)
+  settings = sweep.check_settings(config.sweep, num_classes=num_classes, mesh=mesh1)
   assert settings.num_samples == got and config.sweep.num_samples == asked and settings.num_blocks == 2
 
 
@@ -146,7 +147,7 @@ def test_too_few_images_are_told_before_training(digits, mesh1):
   """The sweep's check needs no network: fewer training images than features are an error at once."""
   config = small_config()
   few = dataclasses.replace(digits, train=sources.Rows(digits.train, np.arange(8)))
-  with pytest.raises(UserError, match="8 images but the extractor 8 features"):
+  with pytest.raises(UserError, match="8 images of the training split .*fid \\(8\\)"):
     sweep.check(config, dataset=few, mesh=mesh1)
 
 
@@ -203,7 +204,7 @@ def test_nearest_training_images(digits):
   """A training image is its own nearest, at distance 0; distances are RMS in [-1, 1] and ascend."""
   query = digits.train.images[[5, 900]].copy()
   query[1, 0, 0, 0] ^= 255
-  distance, found = report.nearest_training(query, digits.train, count=3, batch_size=100)
+  distance, found = figures.nearest_training(query, digits.train, count=3, batch_size=100)
   np.testing.assert_array_equal(found[0, 0], query[0])
   np.testing.assert_array_equal(found[1, 0], digits.train.images[900])
   assert distance[0, 0] == pytest.approx(0, abs=1e-6) and np.all(np.diff(distance, axis=1) >= 0)

@@ -7,25 +7,16 @@ import jax.numpy as jnp
 import optax
 
 from cfg import images
-from cfg.evaluation.extractor import Extractor
+from cfg.evaluation.extractor import classifier
 from cfg.models import judge as judge_lib
 
 
 def make_extractor(*, model, params, dataset_name, info):
-  """Wrap a trained judge: `<data>-judge-<hash of the weights>`, its last hidden layer and its softmax."""
-  return Extractor(
-    name=f"{dataset_name}-judge-{info['weights_sha256'][:8]}",
-    feature_dim=model.feature_dim,
-    num_classes=model.num_classes,
-    apply=functools.partial(_features_and_probs, model),
-    params=params,
-    info=info,
+  """Wrap a trained judge: `<data>-judge-<hash of the weights>`, its last hidden layer and its logits."""
+  return classifier(
+    name=f"{dataset_name}-judge-{info['weights_sha256'][:8]}", model=model, params=params, prepare=images.to_unit,
+    feature_dim=model.feature_dim, num_classes=model.num_classes, info=info,
   )
-
-
-def _features_and_probs(model, params, pixels):
-  features, logits = model.apply({"params": params}, images.to_unit(pixels))
-  return features, jax.nn.softmax(logits)
 
 
 def fit(*, model, optimizer, seed, num_steps, image_shape, stream, on_step=None):

@@ -1,4 +1,4 @@
-"""Fréchet distance, Inception Score, label accuracy, and their errors from disjoint blocks."""
+"""Fréchet distance, Inception Score, and errors from disjoint blocks."""
 
 import functools
 
@@ -9,7 +9,7 @@ def frechet_distance(a, b, *, allow_few=False):
   """|m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a^(1/2) C_b C_a^(1/2))^(1/2)) (Heusel et al. 2017, arXiv 1706.08500).
 
   The square roots are taken by symmetric eigen-decomposition in float64, with
-  eigenvalues below zero (rounding) cut to zero.
+  eigenvalues below zero (rounding) cut to zero. That of b, the reference, is kept in b.
 
   Args:
     a, b: statistics.Gaussian, or statistics.Moments. Each count, where it is known, must exceed the feature dimension,
@@ -24,17 +24,10 @@ def frechet_distance(a, b, *, allow_few=False):
         f"{stats.count} samples cannot give a covariance of {stats.mean.size} features: "
         f"at least {stats.mean.size + 1} are needed"
       )
-  root_a = _symmetric_sqrt(a.cov)
-  eigenvalues = np.linalg.eigvalsh(root_a @ b.cov @ root_a)
+  eigenvalues = np.linalg.eigvalsh(b.cov_root @ a.cov @ b.cov_root)
   cross = np.sqrt(np.clip(eigenvalues, 0, None)).sum()
   diff = a.mean - b.mean
   return float(diff @ diff + np.trace(a.cov) + np.trace(b.cov) - 2 * cross)
-
-
-def frechet_or_none(a, b):
-  """`frechet_distance`, or None where either set is too small to have one."""
-  too_small = any(stats.count <= stats.mean.size for stats in (a, b))
-  return None if too_small else frechet_distance(a, b)
 
 
 def frechet_extrapolated(blocks, reference):
@@ -57,11 +50,6 @@ def frechet_extrapolated(blocks, reference):
     distances.append(np.mean([frechet_distance(gaussian, reference) for gaussian in merged]))
     weights.append(np.sqrt(len(runs)))
   return float(np.polyfit(inverse, distances, 1, w=weights)[1])
-
-
-def _symmetric_sqrt(matrix):
-  values, vectors = np.linalg.eigh(matrix)
-  return (vectors * np.sqrt(np.clip(values, 0, None))) @ vectors.T
 
 
 def inception_score(classes):
@@ -90,39 +78,3 @@ def jackknife_error(values):
   """
   values = np.asarray(values, np.float64)
   return float(np.sqrt((len(values) - 1) / len(values) * ((values - values.mean()) ** 2).sum()))
-
-
-def summarise(blocks, *, train, heldout):
-  """All metrics of a set of samples given as statistics of k equal, disjoint blocks.
-
-  `fid` and `inception_score` are of all samples together; their `_err` are the
-  standard errors over the blocks. A Fréchet distance is biased upwards by about
-  1/N, hence `fid_block_mean`, at a block's N, lies above `fid`.
-  `inception_score_block_mean` is the score as it is mostly reported, the mean over
-  splits: the splits are the blocks, in which labels are balanced. It lies below.
-
-  Args:
-    blocks: list of statistics.SampleStatistics, at least 2.
-    train: statistics.Gaussian of the training split, the reference of `fid`.
-    heldout: statistics.Gaussian of the held-out split, the reference of `fid_heldout`, which is
-      None if that split has no more images than features.
-  """
-  if len(blocks) < 2:
-    raise ValueError(f"an error needs at least 2 blocks, got {len(blocks)}")
-  total = functools.reduce(lambda a, b: a.merge(b), blocks)
-  block_fid = [frechet_distance(b.features, train) for b in blocks]
-  block_fid_heldout = [frechet_or_none(b.features, heldout) for b in blocks]
-  block_is = [inception_score(b.classes) for b in blocks]
-  return {
-    "fid": frechet_distance(total.features, train),
-    "fid_err": standard_error(block_fid),
-    "fid_block_mean": float(np.mean(block_fid)),
-    "fid_heldout": frechet_or_none(total.features, heldout),
-    "fid_heldout_err": None if None in block_fid_heldout else standard_error(block_fid_heldout),
-    "inception_score": inception_score(total.classes),
-    "inception_score_err": standard_error(block_is),
-    "inception_score_block_mean": float(np.mean(block_is)),
-    "label_accuracy": total.correct / total.count,
-    "num_samples": total.count,
-    "num_blocks": len(blocks),
-  }

@@ -1,7 +1,8 @@
-"""Reference statistics: what real images gave in Inception's spaces, with what made them; ours, ADM's and EDM's files.
+"""Reference statistics: what real images gave in a network's outputs, with what made them; ours, ADM's and EDM's files.
 
-Ours is an .npz of "about" (JSON), "<space>/mean", "<space>/cov", "<space>/count" and "features". ADM's and EDM's hold mu and
-sigma of pool_3, ADM's also mu_s and sigma_s of the spatial features, and the images behind precision and recall, arr_0.
+Ours is an .npz of "about" (JSON), "<output>/mean", "<output>/cov", "<output>/count", "<output>/prob_sum", "<output>/plogp_sum"
+and "features". ADM's and EDM's hold mu and sigma of pool_3, ADM's also mu_s and sigma_s of the spatial features, and the
+images behind precision and recall, arr_0.
 """
 
 import dataclasses
@@ -17,19 +18,22 @@ from cfg.evaluation import statistics
 from cfg.models import inception
 
 FORMAT = "cfg-reference-1"
+# images whose features are kept for precision, recall and KID; ADM's evaluator has as many
+KEPT = 10_000
 OTHERS = {"pool_3": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
 
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
-  """Moments of real images in Inception's spaces.
+  """What is known of real images in a network's outputs.
 
   Attributes:
-    about: facts, JSON-able; "extractor_sha256" where it is known.
-    gaussians: {space: statistics.Gaussian or Moments}.
-    features: [M,D] of evaluation.inception.pairwise_space, or None.
+    about: facts, JSON-able; "extractor_sha256", "num_images", "images_sha256" and "correct" where they are known.
+    gaussians: {output: statistics.Gaussian or Moments}.
+    features: [M,D] of the output behind precision and recall, or None.
     images: uint8 [M,H,W,3] to take features of, or None.
-    sha256: of the file.
+    sha256: of the file; of the pixels where there is none.
+    entropies: {output: statistics.ClassEntropy}; empty in files of others.
   """
 
   about: dict
@@ -37,13 +41,26 @@ class Reference:
   features: np.ndarray | None
   images: np.ndarray | None
   sha256: str
+  entropies: dict = dataclasses.field(default_factory=dict)
 
 
-def write(path, *, about, gaussians, features):
-  """Write our file; equal content makes an equal file."""
-  arrays = {"about": np.asarray(json.dumps({"format": FORMAT, **about}, sort_keys=True))}
-  for space, gaussian in gaussians.items():
-    arrays |= {f"{space}/mean": gaussian.mean, f"{space}/cov": gaussian.cov, f"{space}/count": np.asarray(gaussian.count)}
+def of(measured, *, about, sha256):
+  """The Reference of statistics.SampleStatistics: KEPT of the features, evenly spaced."""
+  features = np.concatenate(measured.features) if measured.features else None
+  if features is not None:
+    features = features[np.linspace(0, len(features) - 1, min(KEPT, len(features))).round().astype(int)]
+  about = {**about, "num_images": measured.count, **({} if measured.correct is None else {"correct": measured.correct})}
+  return Reference(about, measured.gaussians, features, None, sha256, measured.entropies)
+
+
+def write(path, found):
+  """Write a Reference of our own measuring to our file; equal content makes an equal file."""
+  arrays = {"about": np.asarray(json.dumps({"format": FORMAT, **found.about}, sort_keys=True))}
+  for output, gaussian in found.gaussians.items():
+    arrays |= {f"{output}/mean": gaussian.mean, f"{output}/cov": gaussian.cov, f"{output}/count": np.asarray(gaussian.count)}
+  for output, entropy in found.entropies.items():
+    arrays |= {f"{output}/prob_sum": entropy.prob_sum, f"{output}/plogp_sum": np.asarray(entropy.plogp_sum)}
+  features = np.zeros((0, 1)) if found.features is None else found.features
   files.write_npz(pathlib.Path(path), {**arrays, "features": np.asarray(features, np.float32)})
 
 
@@ -56,8 +73,9 @@ def read(path):
   path = pathlib.Path(path).expanduser()
   try:
     arrays = files.read_npz(path)
+    entropies = {}
     if "about" in arrays:
-      about, gaussians, features = _ours(arrays)
+      about, gaussians, features, entropies = _ours(arrays)
     else:
       about = {"format": "published statistics", "name": path.name}
       gaussians = {space: statistics.Moments(arrays[mean], arrays[cov]) for space, (mean, cov) in OTHERS.items() if mean in arrays and cov in arrays}
@@ -72,11 +90,11 @@ def read(path):
       f"the reference {str(path)!r} has {', '.join(arrays) or 'nothing'}: it must be a file of --make_reference, or have mu and sigma as ADM's and EDM's."
     )
   for space, stats in gaussians.items():
-    dim = inception.OUTPUTS[space].dim
+    dim = inception.OUTPUTS[space].dim if space in inception.OUTPUTS else stats.mean.size
     if stats.mean.shape != (dim,) or stats.cov.shape != (dim, dim) or not np.isfinite(stats.cov).all():
       raise UserError(f"the reference {str(path)!r} has a mean of {list(stats.mean.shape)} and a covariance of {list(stats.cov.shape)} in {space}, which has {dim} features.")
   with path.open("rb") as file:
-    return Reference(about, gaussians, features, images, hashlib.file_digest(file, "sha256").hexdigest())
+    return Reference(about, gaussians, features, images, hashlib.file_digest(file, "sha256").hexdigest(), entropies)
 
 
 def _ours(arrays):
@@ -86,8 +104,10 @@ def _ours(arrays):
   spaces = [name.removesuffix("/mean") for name in arrays if name.endswith("/mean")]
   gaussians = {}
   for space in spaces:
-    if space not in inception.OUTPUTS:
-      raise ValueError(f"it has a space {space!r}")
     count = int(arrays[f"{space}/count"])
     gaussians[space] = statistics.Gaussian(count, arrays[f"{space}/mean"], arrays[f"{space}/cov"] * (count - 1))
-  return about, gaussians, arrays["features"] if len(arrays["features"]) else None
+  entropies = {
+    name.removesuffix("/prob_sum"): statistics.ClassEntropy(about["num_images"], sums, float(arrays[name.replace("/prob_sum", "/plogp_sum")]))
+    for name, sums in arrays.items() if name.endswith("/prob_sum")
+  }
+  return about, gaussians, arrays["features"] if len(arrays["features"]) else None, entropies
