@@ -44,7 +44,7 @@ class Placed:
     for first in range(0, total, batch_size):
       some = [next(rows) for _ in range(min(batch_size, total - first))]
       pixels = np.stack([row["image"] for row in some])
-      digest.update(pixels)
+      digest.update(np.ascontiguousarray(pixels))
       padded = np.concatenate([pixels, np.repeat(pixels[-1:], batch_size - len(some), axis=0)])
       outputs = self(sharding.put_batch(self.mesh, padded))
       # the devices work while the host reads and adds

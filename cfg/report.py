@@ -39,7 +39,7 @@ def write(workdir, *, rows, references, pictures, about, extractor, dataset, pap
     The content of sweep.json.
   """
   content = {"about": about, "metrics": shown(rows[0], extractor), "rows": rows, "references": references}
-  if paper and (beside := beside_paper(rows, paper)):
+  if paper and paper["rows"] and (beside := beside_paper(rows, paper)):
     content["paper"] = beside
   content["nearest_training_image"] = figures.write_nearest(workdir / "nearest.png", pictures=pictures[0], dataset=dataset)
   write_csv(workdir / "sweep.csv", rows)

@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 AXES = ("sampler", "num_steps", "var_interp", "ema_decays")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Variant:
   """Everything but w: a config with one sampler, an average of the parameters, and the provenance of its rows."""
 

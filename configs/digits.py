@@ -114,6 +114,9 @@ def get_config():
     num_reference=0,  # images of the training split that are measured then, evenly spaced; 0: all
   ))
 
+  # published numbers, set beside the sweep's where both are FID and IS: rows of (T or 0 for any, w, FID, IS)
+  config.paper = section(dict(source="", num_samples=0, rows=()))
+
   # the classifier of the data's classes in whose features FID and IS are measured too: cfg.models.judge.Judge, trained on the training split
   config.judge = section(dict(
     # a file of akamaster/pytorch_resnet_cifar10 (.th, or .npz of its state dict), used instead where the data are CIFAR-10: then
