@@ -1,9 +1,10 @@
 """Inception's images/s beside pytorch-fid's, and a Fréchet distance's seconds beside scipy's root: python benchmarks/metrics_speed.py
 
-Batches of 64 images of 32x32, from uint8 to pool_3 with the resize, float32, two threads; pytorch-fid as it is, and with network
-and images channels-last. Then the Fréchet distance in 2048 features, float64: here the first to a reference, whose root is then
+Batches of BATCH=64 images of 32x32, from uint8 to pool_3 with the resize, float32, two threads; pytorch-fid as it is, and with
+network and images channels-last. Then the Fréchet distance in 2048 features, float64: here the first to a reference, whose root is then
 kept, and those after it; beside pytorch-fid's, which takes scipy.linalg.sqrtm, and torch-fidelity's, of eigenvalues alone. All in
-one process, in turn, ROUNDS=5 times after one to warm up; medians count. `extractor` or `frechet` runs one of the two.
+one process, in turn, ROUNDS=5 times after one to warm up; medians count. `extractor` or `frechet` runs one of the two. On a machine
+that others use set OPENBLAS_NUM_THREADS=1 for the second, and read the processor times, which are in brackets.
 Needs: pip install -e .[peers]. Prints a table each; 8 minutes.
 """
 
@@ -17,7 +18,7 @@ import time
 import inception_peers as peers
 import numpy as np
 
-BATCH, DIM, COUNT = 64, 2048, 10_000
+BATCH, DIM, COUNT = int(os.environ.get("BATCH", "64")), 2048, 10_000
 ROUNDS = int(os.environ.get("ROUNDS", "5"))
 
 
@@ -81,15 +82,15 @@ def main(which):
       path = pathlib.Path(folder) / "random.pth"
       peers.write_weights(path)
       found = in_turn(extractors(path))
-    print("| to pool_3 | images/s | cfg is quicker by | by processor time |\n| --- | --- | --- | --- |")
+    print("| to pool_3 | images/s | cfg is quicker by | in processor time |\n| --- | --- | --- | --- |")
     for name, (wall, processors) in found.items():
       print(f"| {name} | {BATCH / wall:.1f} | {wall / found['cfg'][0]:.2f} | {processors / found['cfg'][1]:.2f} |")
   if "frechet" in which:
     found = in_turn(distances())
-    print("\n| Fréchet distance | s | first takes of it | those after it | by processor time | |\n| --- | --- | --- | --- | --- | --- |")
+    print("\n| Fréchet distance | s | processor s | cfg's first over it | those after over it |\n| --- | --- | --- | --- | --- |")
     for name, (wall, processors) in found.items():
-      shares = [found[ours][i] / (wall, processors)[i] for i in (0, 1) for ours in ("cfg, first", "cfg, those after it")]
-      print(f"| {name} | {wall:.2f} | " + " | ".join(f"{share:.2f}" for share in shares) + " |")
+      shares = (f"{found[ours][0] / wall:.2f} ({found[ours][1] / processors:.2f})" for ours in ("cfg, first", "cfg, those after it"))
+      print(f"| {name} | {wall:.2f} | {processors:.2f} | {' | '.join(shares)} |")
 
 
 if __name__ == "__main__":
