@@ -1,4 +1,4 @@
-"""Seeing that a run learns: held-out errors in bins of log-SNR, and pictures of fixed noises."""
+"""Seeing that a run learns: held-out errors in bins of log-SNR, pictures of fixed noises, FID of few samples."""
 
 import functools
 import pathlib
@@ -7,8 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cfg import images, losses, schedules, sharding, train_state
+from cfg import extractors, features, images, losses, real, schedules, sharding, train_state
 from cfg.data import pipeline
+from cfg.evaluation import extractor as extractor_lib
+from cfg.evaluation import statistics, summary
 from cfg.generate import Generator
 from cfg.models import unet
 
@@ -49,6 +51,10 @@ class Watcher:
     self._config, self._model, self._dataset, self._mesh = config, model, dataset, mesh
     self._folder = pathlib.Path(workdir) / "previews"
     whole, rows = sharding.replicated(mesh), sharding.batch_sharding(mesh)
+    # steps from one FewSamples to the next; 0: never. A work directory may hold a config that is older than the section
+    self.few_every = config.get("watch", {}).get("every_steps", 0)
+    # now: it must not be in the middle of a run that a judge turns out to be poor, or a file not to be there
+    self.few_samples = FewSamples(config, model=model, dataset=dataset, mesh=mesh, workdir=workdir) if self.few_every else None
     self._logsnr_fn = functools.partial(schedules.cosine_logsnr, **config.schedule)
     errors = functools.partial(
       heldout_errors, model=model, logsnr_fn=self._logsnr_fn, num_bins=config.heldout.num_bins
@@ -106,6 +112,41 @@ class Watcher:
     return sheet
 
 
+class FewSamples:
+  """FID and the rest of few samples while training, in the sweep's networks. Biased upwards: comparable along one run alone, hence the name.
+
+  Args:
+    config: the whole config; `watch` says how many samples, at which strengths.
+    others: as of Watcher. What real images gave is kept in `workdir`, as by a sweep.
+  """
+
+  def __init__(self, config, *, model, dataset, mesh, workdir):
+    self._config, self._num_classes = config.watch, model.num_classes
+    found = extractors.get_extractors(config, dataset=dataset, workdir=workdir)
+    settings = config.sweep.copy_and_resolve_references()
+    settings.num_samples = config.watch.num_samples
+    pairs = [real.references(config, settings, dataset=dataset, placed=features.Placed(e, mesh), workdir=workdir) for e in found]
+    self._train = real.together([train for train, _ in pairs])
+    self._extractor = extractor_lib.together(found)
+    self._generator = Generator(
+      model=model, config=config, image_shape=dataset.image_shape, mesh=mesh, extractor=self._extractor,
+      batch_size=sharding.round_up(mesh, min(config.watch.num_samples, config.sweep.batch_size)),
+    )
+
+  def __call__(self, params):
+    """{"biased_n<N>/w<w>/<metric>": number} of the same noises each time."""
+    index, values = np.arange(self._config.num_samples), {}
+    labels = index % self._num_classes
+    for w in self._config.w:
+      sums = statistics.Accumulator(self._extractor, block_of=np.zeros(len(index), int))
+      for rows, _, outputs in self._generator.batches(params, index=index, labels=labels, w=w, seed=0):
+        sums.add({name: np.asarray(a)[: rows.stop - rows.start] for name, a in outputs.items()}, labels[rows])
+      (measured,) = sums.blocks
+      found = summary.of_few(measured, extractor=self._extractor, train=self._train)
+      values |= {f"biased_n{len(index)}/w{w:g}/{name}": value for name, value in found.items()}
+    return values
+
+
 class Observer:
   """What the training loop shows and writes of each step; never waits for the step just dispatched.
 
@@ -127,6 +168,9 @@ class Observer:
       self._log.scalars(step, self._meter.flush())
     if is_due(config.heldout_every_steps):
       self._log.scalars(step, self._watcher.heldout(params()))
+      self.skip_time()
+    if self._watcher.few_every and is_due(self._watcher.few_every):
+      self._log.scalars(step, self._watcher.few_samples(params()))
       self.skip_time()
     if is_due(config.preview_every_steps):
       self._log.image(step, "preview", self._watcher.preview(params(), step))

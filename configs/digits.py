@@ -88,6 +88,9 @@ def get_config():
   # pictures of the same noises at these strengths while training
   config.preview = section(dict(w=(0.0, 2.0), num_classes=10, num_per_class=6))
 
+  # FID and the rest of few samples while training, in the sweep's networks: biased, to be compared along this run alone
+  config.watch = section(dict(every_steps=0, w=(0.0,), num_samples=1000))  # 0 steps: never
+
   # "ancestral" (the paper's, with its v) or "ddim"; T = num_steps
   config.sampler = section(dict(name="ancestral", num_steps=32, var_interp=0.3, clip_x=True))
 

@@ -271,6 +271,29 @@ def test_what_no_sweep_can_measure_is_told_before_training(stand_in, data, mesh1
     sweep.check(config, dataset=data, mesh=mesh1)
 
 
+def test_fid_of_few_samples_while_training(stand_in, data, mesh1, tmp_path):
+  """Every two steps and at the end, by name biased: of each network and strength, the numbers of those very samples; 0 steps is never."""
+  config = small_config()
+  config.train.update(num_steps=5, log_every_steps=5)
+  config.watch.update(every_steps=2, num_samples=6, w=(0.0, 1.0))  # fewer than features
+  config.sweep.batch_size = 4
+  train.train(config, dataset=data, mesh=mesh1, workdir=tmp_path)
+  records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+  watched = {record["step"]: record for record in records if "biased_n6/w0/fid" in record}
+  assert list(watched) == [2, 4, 5]
+  names = ("fid", "fid_judge", "inception_score", "inception_score_no_bias", "inception_score_judge", "label_accuracy")
+  assert watched[5].keys() == {"step"} | {f"biased_n6/w{w}/{name}" for w in (0, 1) for name in names}
+  network, index = trained.open_trained(tmp_path, mesh=mesh1), np.arange(6)
+  generator = generate.Generator(model=network.model, config=config, image_shape=data.image_shape, mesh=mesh1, batch_size=6)
+  ours = outputs_of(generator(network.params, index=index, labels=index % 3, w=1.0, seed=0), ["pool_3", "logits"])
+  real_images = outputs_of(np.stack([row["image"] for row in features.each(data.train)]), ["pool_3"])["pool_3"]
+  distance = metrics.frechet_distance(statistics.Gaussian.of(ours["pool_3"]), statistics.Gaussian.of(real_images), allow_few=True)
+  assert watched[5]["biased_n6/w1/fid"] == pytest.approx(distance, rel=1e-4) != watched[5]["biased_n6/w0/fid"]
+  entropy = statistics.ClassEntropy.of(statistics.softmax(ours["logits"]))
+  assert watched[5]["biased_n6/w1/inception_score"] == pytest.approx(metrics.inception_score(entropy), rel=1e-5)
+  assert watched[2]["biased_n6/w0/fid"] != watched[5]["biased_n6/w0/fid"] and watched[2]["biased_n6/w1/label_accuracy"] in [n / 6 for n in range(7)]
+
+
 def test_grey_images_are_not_inception_s(stand_in, digits, mesh1):
   """One channel is refused."""
   config = digits_config.get_config()

@@ -81,6 +81,14 @@ def of_reference(found, *, extractor, train):
   return {**values, "num_samples": count}
 
 
+def of_few(measured, *, extractor, train):
+  """{metric: number} of samples too few for more, statistics.SampleStatistics: the leading Fréchet distances, biased upwards, scores and label accuracy."""
+  distance = lambda output: metrics.frechet_distance(measured.gaussians[output], train.gaussians[output], allow_few=True)
+  values = {extractor.frechet[output]: distance(output) for output in extractor.leading if output in train.gaussians}
+  values |= {metric: metrics.inception_score(measured.entropies[output]) for output, metric in extractor.scores.items()}
+  return values if measured.correct is None else {**values, "label_accuracy": measured.correct / measured.count}
+
+
 class _Parts:
   """The blocks, all samples, and all but each block."""
 
