@@ -18,7 +18,9 @@ from cfg.evaluation import inception, reference, summary
 from cfg.interop import inception as weights
 
 # what rows must agree in to be set side by side
-COMPARABLE = ("extractor_sha256", "resize", "reference_sha256", "num_samples", "num_blocks", "allow_few")
+COMPARABLE = (
+  "extractor_sha256", "resize", "reference_sha256", "num_samples", "num_blocks", "allow_few", "uint8", "judge_sha256", "judge_reference_sha256", "heldout_sha256",
+)
 
 
 class Network:
@@ -109,29 +111,42 @@ def table(row):
 
 
 def compare(first, second):
-  """Two rows' numbers side by side, as text.
+  """The numbers of two rows, or of two sweeps strength by strength, side by side, as text.
 
   Raises:
     UserError: they are not comparable.
   """
-  rows = [_read_row(path) for path in (first, second)]
-  differ = [f"{name} is {rows[0].get(name)!r} and {rows[1].get(name)!r}" for name in COMPARABLE if rows[0].get(name) != rows[1].get(name)]
+  ours, theirs = (_read_rows(path) for path in (first, second))
+  if not (both := [w for w in ours if w in theirs]):
+    raise UserError(f"{first!r} and {second!r} cannot be compared: they have no strength in common, or one is a sweep and the other is not.")
+  differ = [f"{name} is {ours[w].get(name)!r} and {theirs[w].get(name)!r}" for w in both[:1] for name in COMPARABLE if ours[w].get(name) != theirs[w].get(name)]
   if differ:
     raise UserError(f"{first!r} and {second!r} cannot be compared: {'; '.join(differ)}.")
-  names = [name for name in rows[0] if f"{name}_err" in rows[0] and name in rows[1]]
+  names = [name for name in ours[both[0]] if f"{name}_err" in ours[both[0]] and name in theirs[both[0]]]
   width = max(map(len, names))
-  lines = [f"{'':{width}}  {'first':>10}  {'second':>10}  {'difference':>10}"]
-  lines += [f"{name:{width}}  {_number(rows[0][name])}  {_number(rows[1][name])}  {_number(rows[1][name] - rows[0][name])}" for name in names]
+  lines = []
+  for w in both:
+    lines.append(f"{'' if w is None else f'w = {w:g} (scale = {1 + w:g})':{width}}  {'first':>10}  {'second':>10}  {'difference':>10}")
+    lines += [f"{name:{width}}  " + "  ".join(map(_number, _pair(ours[w][name], theirs[w][name]))) for name in names]
   return "\n".join(lines)
 
 
-def _read_row(path):
+def _pair(a, b):
+  return a, b, None if a is None or b is None else b - a
+
+
+def _read_rows(path):
+  """{None: the row of cfg.evaluate}, or {w: row} of a sweep."""
   try:
-    row = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
-    row["extractor_sha256"], row["num_samples"]
-    return row
-  except (OSError, ValueError, KeyError, TypeError) as e:
-    raise UserError(f"{path!r} is no row of python -m cfg.evaluate ({e}): give what --out wrote.") from e
+    content = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+    rows = {row["w"]: row for row in content["rows"]} if "rows" in content else {None: content}
+    if len(rows) < len(content.get("rows", rows)):
+      raise UserError(f"{path!r} has several rows of one strength, of different samplers or averages: compare sweeps of one.")
+    for row in rows.values():
+      row["extractor_sha256"], row["num_samples"]
+    return rows
+  except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+    raise UserError(f"{path!r} is no row of python -m cfg.evaluate, nor a sweep.json ({e}): give what --out or a sweep wrote.") from e
 
 
 def main(argv=None):
@@ -142,7 +157,7 @@ def main(argv=None):
   parser.add_argument("--inception", help="weights of the Inception network: see python -m cfg.interop.inception")
   parser.add_argument("--out", help="the JSON file of the row, or the .npz of --make_reference")
   parser.add_argument("--make_reference", action="store_true", help="write the images' statistics to --out")
-  parser.add_argument("--compare", nargs=2, metavar=("A", "B"), help="two rows side by side, if they can be compared")
+  parser.add_argument("--compare", nargs=2, metavar=("A", "B"), help="two rows, or two sweep.json, side by side, if they can be compared")
   parser.add_argument("--batch_size", type=int, default=64, help="images at once, on all devices together")
   parser.add_argument("--num_blocks", type=int, default=5, help="of images, drawn at random, for the errors")
   parser.add_argument("--allow_few", action="store_true", help="Fréchet distances of fewer images than features")

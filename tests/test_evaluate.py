@@ -205,8 +205,28 @@ def test_only_comparable_rows_are_compared(network, places):
     with pytest.raises(UserError, match=f"cannot be compared: .*{word}"):
       evaluate.compare(str(places / "a.json"), str(places / f"{name}.json"))
   (places / "none.json").write_text(json.dumps({"fid": 1}))
-  with pytest.raises(UserError, match="no row of"):
+  with pytest.raises(UserError, match="no row of python -m cfg.evaluate, nor a sweep.json"):
     evaluate.compare(str(places / "a.json"), str(places / "none.json"))
+
+
+def test_sweeps_are_compared_strength_by_strength(tmp_path):
+  """Strengths that both have, with the differences; another judge, several rows of a strength, no common strength: refused with the reason."""
+  row = dict(w=0.0, fid=2.0, fid_err=0.1, fid_heldout=None, fid_heldout_err=None, extractor_sha256="a", num_samples=10, judge_sha256="b")
+
+  def sweep(name, *rows):
+    files.write_json(tmp_path / name, {"rows": list(rows)})
+    return str(tmp_path / name)
+
+  first = sweep("a.json", row, {**row, "w": 0.3, "fid": 1.5}, {**row, "w": 4.0})
+  text = evaluate.compare(first, sweep("b.json", {**row, "w": 0.3, "fid": 1.75}, {**row, "fid": 2.5})).splitlines()
+  assert len(text) == 6 and text[0].startswith("w = 0 (scale = 1)") and text[3].startswith("w = 0.3 (scale = 1.3)")
+  assert text[1].split() == ["fid", "2.0000", "2.5000", "0.5000"] and text[4].split() == ["fid", "1.5000", "1.7500", "0.2500"] and text[2].split()[1:] == ["-"] * 3
+  for rows, word in (([{**row, "judge_sha256": "c"}], "judge_sha256 is 'b' and 'c'"), ([row, row], "several rows of one strength"), ([{**row, "w": 9.0}], "no strength in common")):
+    with pytest.raises(UserError, match=word):
+      evaluate.compare(first, sweep("c.json", *rows))
+  files.write_json(tmp_path / "row.json", row)
+  with pytest.raises(UserError, match="no strength in common"):
+    evaluate.compare(first, str(tmp_path / "row.json"))
 
 
 def test_the_command_line(network, places, monkeypatch, capsys):
