@@ -22,6 +22,7 @@ BLUE, ORANGE, GREY = "#1f5fa8", "#d9741a", "#6b6b6b"
 COLOURS = (BLUE, ORANGE, "#3a923a", "#8e4fa8", "#b03a3a", "#7a5230", "#c25a9b", GREY)
 DOTS = dict(marker="o", markersize=4, linewidth=1.5, capsize=2)
 COLUMNS = 3
+LOWER, HIGHER = "lower is better", "higher is better"
 
 
 def write_curve(path, *, series, panels, trade, real, title):
@@ -29,7 +30,7 @@ def write_curve(path, *, series, panels, trade, real, title):
 
   Args:
     series: {label: rows}, a line each; {"": rows} where there is but one.
-    panels: a list of {metric: name}: those of one panel share its axis; the first names it.
+    panels: a list of (title, hint, {metric: label}): those of one panel share its axis.
     trade: ((metric, name), (metric, name)) of the last panel, x and y; None for no such panel.
     real: a row of real images, or None.
     title: of the figure.
@@ -38,8 +39,8 @@ def write_curve(path, *, series, panels, trade, real, title):
   rows = -(-count // COLUMNS)
   figure = matplotlib.figure.Figure(figsize=(13, 3.6 * rows + 0.4), layout="constrained", dpi=120)
   axes = figure.subplots(rows, min(count, COLUMNS), squeeze=False).ravel()
-  for place, metrics in zip(axes, panels):
-    _against_strength(place, metrics, series=series, real=real)
+  for place, panel in zip(axes, panels):
+    _against_strength(place, *panel, series=series, real=real)
   if trade is not None:
     _trade(axes[count - 1], *trade, series=series, real=real)
   for place in axes[count:]:
@@ -61,19 +62,18 @@ def _values(rows, metric):
   return get(metric), get(f"{metric}_err")
 
 
-def _against_strength(axes, metrics, *, series, real):
-  colours = iter(COLOURS * len(series))
+def _against_strength(axes, title, hint, metrics, *, series, real):
+  colours, first = iter(COLOURS * len(series)), next(iter(metrics))
   for metric, name in metrics.items():
     for label, rows in series.items():
       value, error = _values(rows, metric)
       if not np.isnan(value).any():
         words = [word for word in (name if len(metrics) > 1 else "", label) if word]
         axes.errorbar([row["w"] for row in rows], value, error, color=next(colours), label=", ".join(words) or "samples", **DOTS)
-  first, name = next(iter(metrics.items()))
   if real is not None and real.get(first) is not None:
     axes.axhline(real[first], color=GREY, linestyle="--", linewidth=1, label=f"real held-out images, N={real['num_samples']}")
-  axes.set(xlabel="guidance strength w", ylabel=name if len(metrics) == 1 else ", ".join(metrics.values()), title=f"{name} against w")
-  if "frechet" in first or "fid" in first:
+  axes.set(xlabel="guidance strength w", ylabel=f"{title} ({hint})" if hint else title, title=f"{title} against w")
+  if hint == LOWER:
     axes.set_ylim(bottom=0)
     values = _values(next(iter(series.values())), first)[0]
     _legend(axes, "upper left" if values[-1] > values[0] else "upper right")
@@ -88,7 +88,7 @@ def _trade(axes, x, y, *, series, real):
     for row, place in zip(rows, zip(across, up)) if colour == BLUE else ():
       low = place[1] < 0.25 * np.nanmax(up)  # the curve runs flat there: the label goes below it
       axes.annotate(
-        f"w={row['w']:g}", place, xytext=(0, -12) if low else (-7, -3), textcoords="offset points", fontsize=8, ha="center" if low else "right"
+        f"w={row['w']:g}", place, xytext=(0, -13) if low else (-7, 4), textcoords="offset points", fontsize=8, ha="center" if low else "right"
       )
   if real is not None and real.get(x[0]) is not None and real.get(y[0]) is not None:
     axes.plot(real[x[0]], real[y[0]], "*", color=GREY, markersize=10, label=f"real held-out images, N={real['num_samples']}")

@@ -12,9 +12,9 @@ from cfg import figures, files
 FILES = ("sweep.json", "sweep.csv", "curve.png", "grid.png", "nearest.png")
 # what a metric is called; its end names the network it is in, if that is not the first
 TITLES = {
-  "fid": "FID", "fid_heldout": "FID held-out", "sfid": "sFID", "fid_768": "FID-768", "frechet_1280": "FD-1280", "inception_score": "IS",
+  "fid": "FID", "sfid": "sFID", "fid_768": "FID-768", "frechet_1280": "FD-1280", "inception_score": "IS",
   "inception_score_no_bias": "IS (no bias)", "label_accuracy": "label acc.", "precision": "precision", "recall": "recall", "kid": "KID",
-  "precision_1280": "precision-1280", "recall_1280": "recall-1280", "kid_1280": "KID-1280", "fid_768_heldout": "FID-768 held-out",
+  "precision_1280": "precision-1280", "recall_1280": "recall-1280", "kid_1280": "KID-1280",
 }
 JUDGE = "_judge"
 # what distinguishes rows of one strength: a fact of each row, and how it is written
@@ -90,8 +90,9 @@ def shown(row, extractor):
 
 def title(metric):
   """What a metric is called."""
-  base = metric.removesuffix(JUDGE)
-  return f"judge {TITLES.get(base, base)}" if base != metric else TITLES.get(metric, metric)
+  own = metric.removesuffix("_heldout")
+  base = own.removesuffix(JUDGE)
+  return f"{'judge ' if base != own else ''}{TITLES.get(base, base)}{' held-out' if own != metric else ''}"
 
 
 def by_variant(rows):
@@ -203,14 +204,13 @@ def write_curve(path, content):
   """curve.png: every Fréchet distance and score against w, and the first of them against each other."""
   about, metrics, rows = content["about"], content["metrics"], content["rows"]
   several = any(name.endswith(JUDGE) for name in (*metrics["frechet"], *metrics["scores"]))
-  lower, higher = "lower is better", "higher is better"
   first, variants = metrics["frechet"][0], by_variant(rows)
-  panels = [{name: f"{title(name)} ({lower})"} for name in metrics["frechet"]]
+  panels = [(title(name), figures.LOWER, {name: ""}) for name in metrics["frechet"]]
   if len(variants) == 1 and all(row.get(f"{first}_heldout") is not None for row in rows):
-    panels[0] = {first: f"{title(first)}, to the training split", f"{first}_heldout": "to the held-out split"}
-  panels += [{name: f"{title(name)} ({higher})"} for name in metrics["scores"]]
+    panels[0][-1].update({first: "to the training split", f"{first}_heldout": "to the held-out split"})
+  panels += [(title(name), figures.HIGHER, {name: ""}) for name in metrics["scores"]]
   if several or "precision" in " ".join(metrics["shares"]):
-    panels += [{name: title(name)} for name in metrics["shares"] if not name.startswith("kid")]
+    panels += [(title(name), "", {name: ""}) for name in metrics["shares"] if not name.startswith("kid")]
   trade = ((metrics["scores"][0], title(metrics["scores"][0])), (first, title(first))) if metrics["scores"] else None
   data = figures.printable(about["data"], otherwise="your images")
   space = about["extractor"] + ("" if "resize" in about else ", not Inception's")
