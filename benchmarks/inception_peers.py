@@ -22,17 +22,26 @@ def write_weights(path, *, direction=None):
 
 
 def cfg_network(path, outputs):
-  """uint8 [N,H,W,3] -> {output: array}: this project's network on one CPU device, as cfg.evaluate has it."""
+  """uint8 [N,H,W,3] -> {output: array}: this project's network as cfg.evaluate has it, on a virtual CPU device for each core."""
   from cfg import runtime
 
-  runtime.start(cpu_devices=1)
+  runtime.start(cpu_devices=THREADS)
   import jax
 
+  from cfg import sharding
   from cfg.interop import inception as interop
   from cfg.models import inception
 
-  params, apply = jax.device_put(interop.read(path)[0]), jax.jit(functools.partial(inception.apply, outputs=outputs))
-  return lambda pixels: {name: np.asarray(a) for name, a in apply(params, pixels).items()}
+  mesh = sharding.make_mesh()
+  whole, rows = sharding.replicated(mesh), sharding.batch_sharding(mesh)
+  params = jax.device_put(interop.read(path)[0], whole)
+  apply = jax.jit(functools.partial(inception.apply, outputs=outputs), in_shardings=(whole, rows), out_shardings=rows)
+
+  def run(pixels):
+    padded = np.concatenate([pixels, np.repeat(pixels[-1:], -len(pixels) % mesh.size, axis=0)])
+    return {name: np.asarray(a)[: len(pixels)] for name, a in apply(params, sharding.put_batch(mesh, padded)).items()}
+
+  return run
 
 
 def pytorch_fid_network(path, **options):

@@ -1,7 +1,7 @@
 """Inception's images/s beside pytorch-fid's, and a Fréchet distance's seconds beside scipy's root: python benchmarks/metrics_speed.py
 
-Batches of BATCH=64 images of 32x32, from uint8 to pool_3 with the resize, float32, two threads; pytorch-fid as it is, and with
-network and images channels-last. Then the Fréchet distance in 2048 features, float64: here the first to a reference, whose root is then
+Batches of BATCH=16 images of 32x32, from uint8 to pool_3 with the resize, float32, two cores: two virtual devices here, two
+threads there; pytorch-fid as it is, and with network and images channels-last. Of 64 images at once both are slower. Then the Fréchet distance in 2048 features, float64: here the first to a reference, whose root is then
 kept, and those after it; beside pytorch-fid's, which takes scipy.linalg.sqrtm, and torch-fidelity's, of eigenvalues alone. All in
 one process, in turn, ROUNDS=5 times after one to warm up; medians count. `extractor` or `frechet` runs one of the two. On a machine
 that others use set OPENBLAS_NUM_THREADS=1 for the second, and read the processor times, which are in brackets.
@@ -18,7 +18,7 @@ import time
 import inception_peers as peers
 import numpy as np
 
-BATCH, DIM, COUNT = int(os.environ.get("BATCH", "64")), 2048, 10_000
+BATCH, DIM, COUNT = int(os.environ.get("BATCH", "16")), 2048, 10_000
 ROUNDS = int(os.environ.get("ROUNDS", "5"))
 
 

@@ -158,7 +158,7 @@ def main(argv=None):
   parser.add_argument("--out", help="the JSON file of the row, or the .npz of --make_reference")
   parser.add_argument("--make_reference", action="store_true", help="write the images' statistics to --out")
   parser.add_argument("--compare", nargs=2, metavar=("A", "B"), help="two rows, or two sweep.json, side by side, if they can be compared")
-  parser.add_argument("--batch_size", type=int, default=64, help="images at once, on all devices together")
+  parser.add_argument("--batch_size", type=int, help="images at once, on all devices together; default: 64 for each accelerator, 8 for each CPU core")
   parser.add_argument("--num_blocks", type=int, default=5, help="of images, drawn at random, for the errors")
   parser.add_argument("--allow_few", action="store_true", help="Fréchet distances of fewer images than features")
   parser.add_argument("--extrapolate", action="store_true", help="also Fréchet distances at infinitely many images, where blocks are large enough")
@@ -171,10 +171,13 @@ def main(argv=None):
     raise UserError(f"give {', '.join('IMAGES' if name == 'images' else f'--{name}' for name in missing)}: --help has the rest.")
   if options.out and not pathlib.Path(options.out).absolute().parent.is_dir():
     raise UserError(f"cannot write {options.out!r}: its folder is not there. Make it first.")
-  if options.batch_size < 1:
+  if options.batch_size is not None and options.batch_size < 1:
     raise UserError(f"--batch_size is {options.batch_size}: it must be at least 1.")
-  runtime.start(cpu_devices=1)
-  network = Network(options.inception, mesh=sharding.make_mesh(), batch_size=options.batch_size)
+  runtime.start(cpu_devices=runtime.cores())
+  mesh = sharding.make_mesh()
+  # on a CPU memory is mapped anew for every batch: large ones are slower
+  batch_size = options.batch_size or mesh.size * (8 if mesh.devices.flat[0].platform == "cpu" else 64)
+  network = Network(options.inception, mesh=mesh, batch_size=batch_size)
   if options.make_reference:
     make_reference(options.images, network=network, out=options.out)
     print(f"{options.out}: statistics of {options.images} in {', '.join(network.extractor.frechet)}")

@@ -32,6 +32,12 @@ def start(*, cpu_devices, recompute=False, distributed=False):
     jax.distributed.initialize()
 
 
+def cores():
+  """How many virtual devices make the best of this machine's CPU: one for each core that this process may use, at most 8."""
+  usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+  return min(8, usable)
+
+
 def cache_dir():
   """<user's cache>/cfg/xla-<processor>: a program compiled for one processor may not run on another."""
   home = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")

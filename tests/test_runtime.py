@@ -8,6 +8,8 @@ import sys
 import jax
 import pytest
 
+from cfg import runtime
+
 ROOT = pathlib.Path(__file__).parent.parent
 CODE = """
 from cfg import runtime
@@ -36,3 +38,14 @@ def test_defaults_and_what_the_user_set(tmp_path):
   mine = "--xla_force_host_platform_device_count=2 --xla_cpu_scheduler_type=CPU_SCHEDULER_TYPE_CONCURRENCY_OPTIMIZED"
   devices, flags, cache = start(XLA_FLAGS=mine, JAX_COMPILATION_CACHE_DIR=str(tmp_path / "own"))
   assert devices == "2" and flags == mine and cache == str(tmp_path / "own")
+
+
+def test_a_device_for_each_usable_core(monkeypatch):
+  """Those that this process may use, at most 8; all where the system does not tell."""
+  monkeypatch.setattr(runtime.os, "sched_getaffinity", lambda pid: {0, 3, 5}, raising=False)
+  assert runtime.cores() == 3
+  monkeypatch.setattr(runtime.os, "sched_getaffinity", lambda pid: set(range(64)))
+  assert runtime.cores() == 8
+  monkeypatch.delattr(runtime.os, "sched_getaffinity")
+  monkeypatch.setattr(runtime.os, "cpu_count", lambda: 4)
+  assert runtime.cores() == 4
