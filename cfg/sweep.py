@@ -73,22 +73,7 @@ def sweep(config, *, dataset, mesh, workdir):
 
   together = extractor_lib.together(found)
   train, heldout = (real.together([pair[split] for pair in references]) for split in (0, 1))
-  missing = [(variant, w) for variant in made for w in settings.w if variant.row(w) is None]
-  nfe = lambda variant: generate.nfe(variant.config)
-  with logs.Progress("sweep", total=sum(settings.num_samples * nfe(v) for v, _ in missing), unit="network evaluations") as progress:
-    done = 0
-    for variant, group in itertools.groupby(missing, key=lambda pair: pair[0]):
-      sampler = generate.Generator(
-        model=variant.trained.model, config=variant.config, image_shape=variant.trained.image_shape, mesh=mesh,
-        batch_size=settings.batch_size, extractor=together,
-      )
-      for _, w in group:
-        measured = measure.measure(
-          settings, w, trained=variant.trained, extractor=together, sampler=sampler, references=(train, heldout), folder=variant.path(w, ".partial"),
-          on_images=lambda count, w=w, done=done, n=sampler.nfe: progress.update(done + count * n, w=f"= {w:g}"),
-        )
-        keep_row(variant, w, *measured, nfe=sampler.nfe)
-        done += settings.num_samples * sampler.nfe
+  draw_missing(made, settings, extractor=together, references=(train, heldout), mesh=mesh)
   rows = [variant.row(w) for variant in made for w in settings.w]
   content = report.read(workdir)
   if content is not None and content["rows"] == rows and all((workdir / name).exists() for name in report.FILES):
@@ -99,6 +84,25 @@ def sweep(config, *, dataset, mesh, workdir):
     references=[{"name": "real held-out images", **summary.of_reference(heldout, extractor=together, train=train)}],
     pictures=[{w: files.read_npz(variant.path(w, ".npz"))["images"] for w in settings.w} for variant in made],
   )
+
+
+def draw_missing(made, settings, *, extractor, references, mesh):
+  """Draw, measure and write every row that is not there, with one compilation for each Variant."""
+  missing = [(variant, w) for variant in made for w in settings.w if variant.row(w) is None]
+  total, done = sum(settings.num_samples * generate.nfe(variant.config) for variant, _ in missing), 0
+  with logs.Progress("sweep", total=total, unit="network evaluations") as progress:
+    for variant, group in itertools.groupby(missing, key=lambda pair: pair[0]):
+      sampler = generate.Generator(
+        model=variant.trained.model, config=variant.config, image_shape=variant.trained.image_shape, mesh=mesh,
+        batch_size=settings.batch_size, extractor=extractor,
+      )
+      for _, w in group:
+        measured = measure.measure(
+          settings, w, trained=variant.trained, extractor=extractor, sampler=sampler, references=references, folder=variant.path(w, ".partial"),
+          on_images=lambda count, w=w, done=done, n=sampler.nfe: progress.update(done + count * n, w=f"= {w:g}"),
+        )
+        keep_row(variant, w, *measured, nfe=sampler.nfe)
+        done += settings.num_samples * sampler.nfe
 
 
 def keep_row(variant, w, values, pictures, *, nfe):
