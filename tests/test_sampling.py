@@ -10,6 +10,7 @@ import pytest
 
 from cfg import diffusion, generate, guidance, sampling, schedules, sharding
 from cfg.errors import UserError
+from cfg.evaluation.extractor import Extractor
 from cfg.models import unet
 
 NULL = 1
@@ -161,9 +162,9 @@ def network():
   return model, jax.tree.unflatten(tree, noisy)
 
 
-def generator(network, config, mesh, guided=True):
+def generator(network, config, mesh, **options):
   config.sampler.num_steps = 5
-  return generate.Generator(model=network[0], config=config, image_shape=(4, 4, 1), mesh=mesh, batch_size=8, guided=guided)
+  return generate.Generator(model=network[0], config=config, image_shape=(4, 4, 1), mesh=mesh, batch_size=8, **options)
 
 
 def test_any_mesh_makes_the_same_images(network, config, mesh1, mesh8):
@@ -196,14 +197,18 @@ def run_small_network(eps_fn):
   )
 
 
-def test_no_collective_and_one_compilation(network, config, mesh8):
-  """The program over 8 devices has no collective anywhere, and serves every strength with one compilation."""
-  sampler = generator(network, config, mesh8)
+@pytest.mark.parametrize("measured", [False, True])
+def test_no_collective_and_one_compilation(network, config, mesh8, measured):
+  """The program over 8 devices, with an extractor or without, has no collective anywhere, and serves every strength with one compilation."""
+  features = lambda params, pixels: {"x": pixels.reshape(len(pixels), -1) @ params}
+  extractor = Extractor("linear", features, np.ones((16, 2), np.float32), {"x": 2}, {"x": "fid"}, {}) if measured else None
+  sampler = generator(network, config, mesh8, extractor=extractor)
   for w in (0.0, 0.5, 4.0):
     sampler(network[1], index=np.arange(8), labels=np.arange(8) % 3, w=w, seed=0)
   assert sampler.program._cache_size() == 1
   args = sharding.put_batch(mesh8, {"i": np.arange(8, dtype=np.uint32), "y": np.zeros(8, np.int32)})
-  text = sampler.program.lower(network[1], args["i"], args["y"], jnp.float32(1), jax.random.key(0)).compile().as_text()
+  params = extractor.params if measured else None
+  text = sampler.program.lower(network[1], params, args["i"], args["y"], jnp.float32(1), jax.random.key(0)).compile().as_text()
   assert "while" in text
   assert not re.findall(r"all-reduce|all-gather|collective-permute|all-to-all|reduce-scatter", text)
 
