@@ -13,7 +13,7 @@ from cfg import config as config_lib
 from cfg.data import pipeline
 from cfg.errors import UserError
 from cfg.evaluation import cifar_resnet, inception, judge
-from cfg.evaluation.extractor import classifier
+from cfg.evaluation.extractor import JUDGE, classifier
 from cfg.interop import cifar_resnet as cifar_resnet_files
 from cfg.interop import inception as inception_files
 from cfg.models import cifar_resnet as cifar_resnet_lib
@@ -22,8 +22,6 @@ from cfg.models import judge as judge_lib
 log = logging.getLogger(__name__)
 
 SEPARATOR = "/"
-# the end of a judge's metrics' names, where there are others
-JUDGE = "_judge"
 # what to do about an accuracy that is too low
 TRAINED_REMEDY = "Train it longer (judge.num_steps), make it larger (judge.ch)"
 PUBLISHED_REMEDY = "See that the data are CIFAR-10 in its own order of classes, give another file (judge.path)"

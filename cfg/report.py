@@ -8,6 +8,7 @@ import pathlib
 import numpy as np
 
 from cfg import figures, files
+from cfg.evaluation.extractor import JUDGE
 
 FILES = ("sweep.json", "sweep.csv", "curve.png", "grid.png", "nearest.png")
 # what a metric is called; its end names the network it is in, if that is not the first
@@ -16,7 +17,6 @@ TITLES = {
   "inception_score_no_bias": "IS (no bias)", "label_accuracy": "label acc.", "precision": "precision", "recall": "recall", "kid": "KID",
   "precision_1280": "precision-1280", "recall_1280": "recall-1280", "kid_1280": "KID-1280",
 }
-JUDGE = "_judge"
 # what distinguishes rows of one strength: a fact of each row, and how it is written
 AXES = {"sampler": "{}", "num_steps": "T = {}", "var_interp": "v = {:g}", "ema": "EMA {:g}"}
 

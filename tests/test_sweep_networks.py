@@ -213,6 +213,19 @@ def test_a_reference_that_somebody_published(done, data, mesh1, tmp_path):
     assert row["fid_judge"] == next(r for r in content["rows"] if r["w"] == row["w"])["fid_judge"]
 
 
+def test_inception_alone(done, data, mesh1):
+  """Without a judge, as the ImageNet configs are: the same numbers of Inception, no label accuracy, one table."""
+  config = small_config()
+  config.judge.num_steps = 0
+  content = sweep.sweep(config, dataset=data, mesh=mesh1, workdir=done[0])
+  for row, beside in zip(content["rows"], done[1]["rows"], strict=True):
+    assert not [name for name in row if "judge" in name] and "label_accuracy" not in row
+    for name in ("fid", "fid_err", "fid_heldout", "sfid", "inception_score", "precision", "kid"):
+      assert row[name] == pytest.approx(beside[name], rel=1e-3, abs=0.02), name
+  text = report.table(content)
+  assert text.count("real ") == 1 and "judge" not in text and "label" not in text
+
+
 def test_further_axes(done, data, mesh1):
   """Every combination of sampler, T and v has its rows, those of DDIM once for all v; its samples are those of that sampler alone."""
   workdir, content = done

@@ -3,6 +3,9 @@
 import dataclasses
 from collections.abc import Callable
 
+# the end of a judge's metrics' names where it stands beside another network
+JUDGE = "_judge"
+
 
 @dataclasses.dataclass(frozen=True)
 class Extractor:
