@@ -270,7 +270,8 @@ def test_a_prepared_set_trains(pictures, tmp_path):
   narrow = ["--config.train.batch_size=4", "--config.train.num_steps=2", "--config.heldout.batch_size=4", "--config.sampler.num_steps=2"]
   done = subprocess.run(
     [sys.executable, "-m", "cfg.main", "--config=configs/digits.py", "--mode=train", f"--workdir={tmp_path / 'run'}", *options, *narrow,
-     "--config.preview.num_per_class=1", "--config.preview.w=(0.0,)", "--config.heldout.num_bins=2", "--config.model.ch=8", "--config.model.norm_groups=4"],
+     "--config.preview.num_per_class=1", "--config.preview.w=(0.0,)", "--config.heldout.num_bins=2", "--config.model.ch=8", "--config.model.norm_groups=4",
+     "--config.model.ch_mult=(1,)", "--config.model.attn_resolutions=()"],
     cwd=ROOT, capture_output=True, text=True,
   )
   assert done.returncode == 0, done.stderr

@@ -16,6 +16,7 @@ from cfg import checkpoint, files, sharding, train, watch
 TRAIN_STEPS = 120
 OPTIONS = [
   "--config.cpu_devices=1", "--config.model.ch=8", "--config.model.emb_ch=16", "--config.model.norm_groups=4",
+  "--config.model.ch_mult=(1,)", "--config.model.attn_resolutions=(8,)",
   "--config.train.batch_size=16", f"--config.train.num_steps={TRAIN_STEPS}", "--config.train.checkpoint_every_steps=10",
   "--config.train.log_every_steps=5", "--config.train.heldout_every_steps=30", "--config.train.preview_every_steps=0",
   "--config.train.ema_decays=(0.9,0.99)", "--config.model.dropout=0.1", "--config.train.flip=True",

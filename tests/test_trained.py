@@ -28,7 +28,7 @@ def workdir(tmp_path_factory):
   from configs import digits as digits_config
 
   config = digits_config.get_config()
-  config.model.update(ch=64, emb_ch=128)
+  config.model.update(ch=64, emb_ch=128, ch_mult=(1,), attn_resolutions=(8,))
   config.train.update(fsdp=4, ema_decays=(0.99, 0.5))
   mesh = sharding.make_mesh(jax.devices()[:8], fsdp=4)
   model = unet.from_config(config.model, num_classes=10, image_shape=(8, 8, 1))

@@ -34,8 +34,8 @@ def fresh():
 def grown(fresh):
   """(model, parameters that are nowhere zero)."""
   leaves, tree = jax.tree.flatten(fresh[1])
-  keys = jax.random.split(jax.random.key(1), len(leaves))
-  return fresh[0], jax.tree.unflatten(tree, [p + 0.2 * jax.random.normal(k, p.shape) for p, k in zip(leaves, keys)])
+  rng = np.random.default_rng(1)
+  return fresh[0], jax.tree.unflatten(tree, [np.asarray(p) + np.float32(0.2 * rng.normal(size=p.shape)) for p in leaves])
 
 
 @pytest.fixture(scope="module")
