@@ -110,6 +110,17 @@ class Progress:
       self._last = now
       log.info("%s", self.line(now, facts))
 
+  def skip(self, done):
+    """Say that `done` units in all are done, those since the last call by an earlier run: they tell nothing of the rate."""
+    more = done - self._done
+    self._done = done
+    if self._initial is not None:
+      self._initial += more
+    if self._bar is not None:
+      for name in ("n", "initial", "last_print_n"):
+        setattr(self._bar, name, getattr(self._bar, name) + more)
+      self._bar.refresh()
+
   def line(self, now, facts):
     """`train 300/500 steps (60%), loss 0.16, 20 steps/s, 0:10 left`."""
     rate = (self._done - self._initial) / max(now - self._start, 1e-9)

@@ -23,7 +23,7 @@ def measure(settings, w, *, trained, extractor, sampler, references, folder, on_
     sampler: a generate.Generator.
     references: (train, heldout), reference.Reference.
     folder: for what each batch gave; emptied by `forget` when the row is written. A call that finds batches there goes on after them.
-    on_images: called with the number of images that are done.
+    on_images: called with the number of images that are done, and whether the last of them were kept by an earlier call.
   """
   index = np.arange(settings.num_samples)
   labels = index % trained.model.num_classes
@@ -31,14 +31,14 @@ def measure(settings, w, *, trained, extractor, sampler, references, folder, on_
   folder.mkdir(parents=True, exist_ok=True)
   pictures = []
 
-  def add(batch):
+  def add(batch, *, kept):
     pictures.append(batch.pop(PICTURES))
     rows = slice(sums.count, sums.count + len(next(iter(batch.values()))))
     sums.add(batch, labels[rows])
-    on_images(sums.count)
+    on_images(sums.count, kept)
 
   for batch in _stored(folder, outputs=extractor.dims, most=settings.num_samples):
-    add(batch)
+    add(batch, kept=True)
   done, keep = sums.count, min(settings.num_samples, KEPT)
   for rows, images, outputs in sampler.batches(trained.params, index=index[done:], labels=labels[done:], w=w, seed=settings.seed):
     count, first = rows.stop - rows.start, done + rows.start
@@ -46,7 +46,7 @@ def measure(settings, w, *, trained, extractor, sampler, references, folder, on_
     # only the pictures that are kept leave the devices
     batch[PICTURES] = np.asarray(images[: max(0, min(count, keep - first))])
     files.write_npz(folder / _name(first, first + count), batch)
-    add(batch)
+    add(batch, kept=False)
   values = summary.summarise(
     sums.blocks, extractor=extractor, train=references[0], heldout=references[1], allow_few=settings.allow_few, extrapolate=settings.extrapolate
   )

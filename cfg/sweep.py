@@ -6,6 +6,7 @@ sweep that was killed goes on with the batch after the last that was kept.
 """
 
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
@@ -99,10 +100,19 @@ def draw_missing(made, settings, *, extractor, references, mesh):
       for _, w in group:
         measured = measure.measure(
           settings, w, trained=variant.trained, extractor=extractor, sampler=sampler, references=references, folder=variant.path(w, ".partial"),
-          on_images=lambda count, w=w, done=done, n=sampler.nfe: progress.update(done + count * n, w=f"= {w:g}"),
+          on_images=functools.partial(show, progress, w=w, before=done, nfe=sampler.nfe),
         )
         keep_row(variant, w, *measured, nfe=sampler.nfe)
         done += settings.num_samples * sampler.nfe
+
+
+def show(progress, count, kept, *, w, before, nfe):
+  """Tell a logs.Progress of `count` images at strength w, after `before` network evaluations; kept ones took no time now."""
+  done = before + count * nfe
+  if kept:
+    progress.skip(done)
+  else:
+    progress.update(done, w=f"= {w:g}")
 
 
 def keep_row(variant, w, values, pictures, *, nfe):
