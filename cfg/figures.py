@@ -51,10 +51,21 @@ def write_curve(path, *, series, panels, trade, real, title):
   save(figure, path)
 
 
-def _legend(axes, corner):
-  # not loc="best": that takes seconds on a slow machine
-  if axes.get_legend_handles_labels()[0]:
-    axes.legend(fontsize=8, frameon=False, loc=corner)
+def _legend(axes):
+  """In the corner that the fewest points of lines lie in (loc="best" would take seconds on a slow machine)."""
+  if not axes.get_legend_handles_labels()[0]:
+    return
+  axes.autoscale_view()
+  inside = axes.transAxes.inverted()
+  points = [inside.transform(line.get_transform().transform(_dense(line.get_xydata()))) for line in axes.lines]
+  near = np.concatenate(points)[:, None] - [[0.75, 0.9], [0.25, 0.9], [0.75, 0.1], [0.25, 0.1]]
+  crowd = np.sum(np.all(np.abs(near) < [0.28, 0.13], axis=2), axis=0)
+  axes.legend(fontsize=8, frameon=False, loc=("upper right", "upper left", "lower right", "lower left")[int(crowd.argmin())])
+
+
+def _dense(vertices):
+  """Points along a line, 20 to a segment."""
+  return np.concatenate([vertices, *(np.linspace(a, b, 20) for a, b in zip(vertices, vertices[1:]))])
 
 
 def _values(rows, metric):
@@ -75,10 +86,7 @@ def _against_strength(axes, title, hint, metrics, *, series, real):
   axes.set(xlabel="guidance strength w", ylabel=f"{title} ({hint})" if hint else title, title=f"{title} against w")
   if hint == LOWER:
     axes.set_ylim(bottom=0)
-    values = _values(next(iter(series.values())), first)[0]
-    _legend(axes, "upper left" if values[-1] > values[0] else "upper right")
-  else:
-    _legend(axes, "lower right")
+  _legend(axes)
 
 
 def _trade(axes, x, y, *, series, real):
@@ -87,15 +95,17 @@ def _trade(axes, x, y, *, series, real):
     axes.errorbar(across, up, up_err, across_err, color=colour, label=label or None, **DOTS)
     for row, place in zip(rows, zip(across, up)) if colour == BLUE else ():
       low = place[1] < 0.25 * np.nanmax(up)  # the curve runs flat there: the label goes below it
+      side = "left" if up[-1] < up[0] else "right"  # of the label that is at its point
       axes.annotate(
-        f"w={row['w']:g}", place, xytext=(0, -13) if low else (-7, 4), textcoords="offset points", fontsize=8, ha="center" if low else "right"
+        f"w={row['w']:g}", place, xytext=(0, -13) if low else (7 if side == "left" else -7, 4), textcoords="offset points", fontsize=8,
+        ha="center" if low else side,
       )
   if real is not None and real.get(x[0]) is not None and real.get(y[0]) is not None:
     axes.plot(real[x[0]], real[y[0]], "*", color=GREY, markersize=10, label=f"real held-out images, N={real['num_samples']}")
   axes.set(xlabel=x[1], ylabel=y[1], title=f"{y[1]} against {x[1]}")
   axes.locator_params(axis="x", nbins=5)
   axes.set_ylim(bottom=0)
-  _legend(axes, "upper left")
+  _legend(axes)
 
 
 def write_grid(path, pictures, *, row_names, column_names, row_title, column_title):
