@@ -57,14 +57,17 @@ def _legend(axes):
     return
   axes.autoscale_view()
   inside = axes.transAxes.inverted()
-  points = [inside.transform(line.get_transform().transform(_dense(line.get_xydata()))) for line in axes.lines]
+  points = [inside.transform(line.get_transform().transform(_dense(line))) for line in axes.lines]
   near = np.concatenate(points)[:, None] - [[0.75, 0.9], [0.25, 0.9], [0.75, 0.1], [0.25, 0.1]]
   crowd = np.sum(np.all(np.abs(near) < [0.28, 0.13], axis=2), axis=0)
   axes.legend(fontsize=8, frameon=False, loc=("upper right", "upper left", "lower right", "lower left")[int(crowd.argmin())])
 
 
-def _dense(vertices):
-  """Points along a line, 20 to a segment."""
+def _dense(line):
+  """Points along a line, 20 to a segment; of markers alone, those."""
+  vertices = line.get_xydata()
+  if line.get_linestyle() == "None":
+    return vertices
   return np.concatenate([vertices, *(np.linspace(a, b, 20) for a, b in zip(vertices, vertices[1:]))])
 
 
