@@ -21,6 +21,11 @@ EAST_ASIAN = (
 BLUE, ORANGE, GREY = "#1f5fa8", "#d9741a", "#6b6b6b"
 COLOURS = (BLUE, ORANGE, "#3a923a", "#8e4fa8", "#b03a3a", "#7a5230", "#c25a9b", GREY)
 DOTS = dict(marker="o", markersize=4, linewidth=1.5, capsize=2)
+# of a legend: its name, and the middle in shares of the axes
+PLACES = {
+  "upper right": (0.75, 0.9), "upper left": (0.25, 0.9), "lower right": (0.75, 0.1), "lower left": (0.25, 0.1),
+  "center right": (0.75, 0.5), "center left": (0.25, 0.5),
+}
 COLUMNS = 3
 LOWER, HIGHER = "lower is better", "higher is better"
 
@@ -52,15 +57,15 @@ def write_curve(path, *, series, panels, trade, real, title):
 
 
 def _legend(axes):
-  """In the corner that the fewest points of lines lie in (loc="best" would take seconds on a slow machine)."""
+  """In the place where the fewest points of lines lie (loc="best" would take seconds on a slow machine)."""
   if not axes.get_legend_handles_labels()[0]:
     return
   axes.autoscale_view()
   inside = axes.transAxes.inverted()
   points = [inside.transform(line.get_transform().transform(_dense(line))) for line in axes.lines]
-  near = np.concatenate(points)[:, None] - [[0.75, 0.9], [0.25, 0.9], [0.75, 0.1], [0.25, 0.1]]
+  near = np.concatenate(points)[:, None] - list(PLACES.values())
   crowd = np.sum(np.all(np.abs(near) < [0.28, 0.13], axis=2), axis=0)
-  axes.legend(fontsize=8, frameon=False, loc=("upper right", "upper left", "lower right", "lower left")[int(crowd.argmin())])
+  axes.legend(fontsize=8, frameon=False, loc=list(PLACES)[int(crowd.argmin())])
 
 
 def _dense(line):

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 
+import matplotlib.figure
 import numpy as np
 import pytest
 from PIL import Image
@@ -210,3 +211,17 @@ def test_nearest_training_images(digits):
   assert distance[0, 0] == pytest.approx(0, abs=1e-6) and np.all(np.diff(distance, axis=1) >= 0)
   exact = np.sqrt(np.mean((query[1].astype(float) - digits.train.images[900]) ** 2)) / 127.5
   assert distance[1, 0] == pytest.approx(exact, rel=1e-6)
+
+
+@pytest.mark.parametrize("heights", [(0, 1, 2, 3), (3, 2, 1, 0), (2.9, 2.95, 2.95, 3), (0.1, 0.05, 0, 0.1)])
+def test_a_legend_lies_on_no_point(heights):
+  """Whether a curve rises, falls, or stays high or low, the legend is where no point of it is."""
+  drawn = matplotlib.figure.Figure(dpi=120)
+  axes = drawn.subplots()
+  axes.errorbar(range(4), heights, 0.01, label="samples")
+  axes.axhline(1.5, label="real held-out images, N=2050")
+  axes.set_ylim(bottom=0)
+  figures._legend(axes)
+  drawn.canvas.draw()
+  box = axes.get_legend().get_window_extent()
+  assert not any(box.contains(*place) for line in axes.lines for place in line.get_transform().transform(figures._dense(line)))

@@ -132,15 +132,21 @@ def test_rows_say_what_made_them(done, data):
 
 
 def test_a_kill_costs_a_batch(done, data, mesh1, monkeypatch):
-  """Killed after the second batch of four, it goes on with the third; the row is the same bit by bit, and nothing of the batches is left."""
+  """Killed after the second batch of four, it goes on with the third; the row is the same bit by bit, and nothing of the batches is left.
+
+  Progress is told which were kept.
+  """
   workdir, content = done
   folder = folder_of(workdir, content["rows"][1])
   left = killed(folder, after=2, dataset=data, mesh=mesh1, workdir=workdir)
   assert left == ["00000000-00000016.npz", "00000016-00000032.npz"]
+  skipped = []
+  monkeypatch.setattr(sweep.logs.Progress, "skip", lambda self, done: skipped.append(done))
   drawn, batches = [], generate.Generator.batches
   monkeypatch.setattr(generate.Generator, "batches", lambda self, *args, index, **kw: drawn.append(list(index)) or batches(self, *args, index=index, **kw))
   assert sweep.sweep(small_config(), dataset=data, mesh=mesh1, workdir=workdir)["rows"] == content["rows"]
   assert drawn == [list(range(32, 60))] and not (folder / "w1.partial").exists()
+  assert skipped == [16 * 6, 32 * 6]  # network evaluations
 
 
 @pytest.mark.parametrize("damage", ["cut", "strange", "none"])

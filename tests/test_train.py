@@ -17,9 +17,8 @@ ZERO_GRADIENT = ("k", "bias")
 
 @pytest.fixture
 def shallow(config):
-  """The config with one level, for what does not depend on the network: it compiles in half the time."""
+  """Gives the config one level, for what does not depend on the network: it compiles in half the time."""
   config.model.update(ch_mult=(1,), attn_resolutions=())
-  return config
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -64,9 +63,9 @@ def run(config, mesh, data, model, optimizer, state):
   return np.array(losses), np.array(norms), state, step.compilations()
 
 
-def test_any_mesh_trains_alike(shallow, digits, meshes):
+@pytest.mark.usefixtures("shallow")
+def test_any_mesh_trains_alike(config, digits, meshes):
   """20 steps on 1, 2 and 8 devices: losses agree to 1e-4; one compilation each; the first gradient norm to 1e-5."""
-  config = shallow
   config.train.flip = True
   runs = [run(config, mesh, batches(digits, 20), *set_up(config, mesh)) for mesh in meshes]
   for losses, norms, state, compilations in runs:
@@ -142,9 +141,9 @@ def test_what_is_split_where():
   assert axes(1) == [None] * 6
 
 
-def test_split_parameters_train_alike(shallow, digits, mesh8, monkeypatch):
+@pytest.mark.usefixtures("shallow")
+def test_split_parameters_train_alike(config, digits, mesh8, monkeypatch):
   """Eight steps of the whole optimizer, split eight ways and not: the same losses and averages; large arrays are split, and stay so."""
-  config = shallow
   whole = run(config, mesh8, batches(digits, 8), *set_up(config, mesh8))
   monkeypatch.setattr(sharding, "SMALLEST_SPLIT", 64)
   mesh = sharding.make_mesh(jax.devices()[:8], fsdp=8)
@@ -159,9 +158,9 @@ def test_split_parameters_train_alike(shallow, digits, mesh8, monkeypatch):
   jax.tree.map(compare, split[2].ema, whole[2].ema)
 
 
-def test_a_second_compilation_is_noticed(shallow, digits, mesh1):
+@pytest.mark.usefixtures("shallow")
+def test_a_second_compilation_is_noticed(config, digits, mesh1):
   """A batch of another shape makes the step compile again, which warns: an error in tests, where warnings are."""
-  config = shallow
   model, optimizer, state = set_up(config, mesh1)
   step = train_step.TrainStep(config, model=model, optimizer=optimizer, mesh=mesh1, state=state)
   batch = batches(digits, 1)[0]
@@ -171,9 +170,9 @@ def test_a_second_compilation_is_noticed(shallow, digits, mesh1):
     step(state, step.place({name: value[:8] for name, value in batch.items()}))
 
 
-def test_dropout_masks_differ_between_micro_batches_and_steps(shallow, digits, mesh1):
+@pytest.mark.usefixtures("shallow")
+def test_dropout_masks_differ_between_micro_batches_and_steps(config, digits, mesh1):
   """Network dropout draws anew for each (micro-)batch: the same rows under another first index have another loss."""
-  config = shallow
   config.model.dropout = 0.5
   config.optimizer.learning_rate = 0.0
   batch = batches(digits, 1)[0]
@@ -184,9 +183,9 @@ def test_dropout_masks_differ_between_micro_batches_and_steps(shallow, digits, m
   assert losses[0] == losses[1] and abs(losses[0] - losses[2]) > 1e-5
 
 
-def test_loss_does_not_depend_on_the_order_of_rows(shallow, digits, mesh1):
+@pytest.mark.usefixtures("shallow")
+def test_loss_does_not_depend_on_the_order_of_rows(config, digits, mesh1):
   """A permuted batch, its indices with it, has the same loss: noise, level, drop and flip follow the index alone."""
-  config = shallow
   config.train.flip = True
   batch = batches(digits, 1)[0]
   order = np.random.default_rng(0).permutation(16)
@@ -208,9 +207,9 @@ def test_flip_mirrors_some():
   assert np.all(mirrored ^ kept) and 60 < mirrored.sum() < 140
 
 
-def test_heldout_errors_are_fixed_and_tell_labels_apart(shallow, digits, mesh1):
+@pytest.mark.usefixtures("shallow")
+def test_heldout_errors_are_fixed_and_tell_labels_apart(config, digits, mesh1):
   """The same noise at every call, a level in each equal part of u, and another number for the null label."""
-  config = shallow
   model, _, state = set_up(config, mesh1)
   config.heldout.num_images = 20
   watcher = watch.Watcher(config, model=model, dataset=digits, mesh=mesh1, workdir=".")
@@ -227,9 +226,10 @@ def test_heldout_errors_are_fixed_and_tell_labels_apart(shallow, digits, mesh1):
     assert again[name] == pytest.approx(value, rel=1e-4)
 
 
-def test_heldout_levels_cover_the_schedule(shallow, mesh1):
+@pytest.mark.usefixtures("shallow")
+def test_heldout_levels_cover_the_schedule(config, mesh1):
   """With eps_hat = 0 (parameters at the start) every error is mean eps^2: near 1 in each bin, for both labels."""
-  model = unet.from_config(shallow.model, num_classes=10, image_shape=(8, 8, 1))
+  model = unet.from_config(config.model, num_classes=10, image_shape=(8, 8, 1))
   params = jax.jit(lambda k: unet.init_params(model, key=k, image_shape=(8, 8, 1)))(jax.random.key(0))
   batch = {"image": jnp.zeros((30, 8, 8, 1), jnp.uint8), "label": jnp.zeros(30, jnp.int32), "index": jnp.arange(30, dtype=jnp.uint32)}
   errors = watch.heldout_errors(params, batch, jax.random.key(0), model=model, logsnr_fn=lambda u: 20 - 40 * u, num_bins=4)
@@ -238,9 +238,9 @@ def test_heldout_levels_cover_the_schedule(shallow, mesh1):
   np.testing.assert_array_equal(errors[..., 0], errors[..., 1])
 
 
-def test_previews_without_label_dropout(shallow, digits, mesh1, tmp_path):
+@pytest.mark.usefixtures("shallow")
+def test_previews_without_label_dropout(config, digits, mesh1, tmp_path):
   """With p_uncond = 0 there is nothing to mix: the preview shows w = 0, even if the config names other strengths alone."""
-  config = shallow
   config.train.p_uncond, config.preview.w = 0.0, (1.0, 2.0)
   config.preview.update(num_classes=2, num_per_class=1)
   model, _, state = set_up(config, mesh1)
