@@ -112,6 +112,14 @@ def test_squared_mmd_is_its_definition(tiles):
   assert pairwise.squared_mmd(FAKE, REAL) == pytest.approx(expected, rel=1e-10)
 
 
+def test_squared_mmd_without_a_block(tiles):
+  """What is left without each block, of any sizes, measured by itself; the reference's own term is the same in all."""
+  blocks = np.split(FAKE, [20, 21])
+  got = pairwise.squared_mmd_without(blocks, REAL)
+  left = [np.concatenate([other for other in blocks if other is not block]) for block in blocks]
+  np.testing.assert_allclose(np.diff(got), np.diff([pairwise.squared_mmd(some, REAL) for some in left]), rtol=1e-9)
+
+
 def test_squared_mmd_is_unbiased():
   """Halves of one distribution: zero within the error, below zero about as often as above; of another one: many errors away."""
   draws = RNG.normal(size=(200, 2, 30, 2))

@@ -126,7 +126,12 @@ def precision_recall(samples, reference, *, k=3):
 
 def _kernel_sum(a, b):
   """sum_ij (a_i . b_j / D + 1)^3."""
-  return sum(float(((a[rows] @ b.T / a.shape[1] + 1) ** 3).sum()) for rows in _tiles(len(a)))
+  return sum(float(((a[rows] @ b[columns].T / a.shape[1] + 1) ** 3).sum()) for rows in _tiles(len(a)) for columns in _tiles(len(b)))
+
+
+def _kernel_of_pairs(a):
+  """The same over pairs of different vectors of one set, i != j."""
+  return _kernel_sum(a, a) - float((((a**2).sum(axis=1) / a.shape[1] + 1) ** 3).sum())
 
 
 def squared_mmd(a, b):
@@ -138,8 +143,29 @@ def squared_mmd(a, b):
     a, b: features [N,D] and [M,D], at least 2 of each.
   """
   a, b = (np.asarray(features, np.float64) for features in (a, b))
-  own = lambda x: (_kernel_sum(x, x) - float((((x**2).sum(axis=1) / x.shape[1] + 1) ** 3).sum())) / (len(x) * (len(x) - 1))
+  own = lambda x: _kernel_of_pairs(x) / (len(x) * (len(x) - 1))
   return own(a) + own(b) - 2 * _kernel_sum(a, b) / (len(a) * len(b))
+
+
+def squared_mmd_without(blocks, reference):
+  """`squared_mmd` of all samples but those of each block, in order, less the reference's own term, which they share; [B].
+
+  A jackknife needs no more: one kernel of each pair of vectors.
+
+  Args:
+    blocks: list of features [N_b,D], at least 2; 2 samples or more without any one of them.
+    reference: features [M,D].
+  """
+  blocks, reference = [np.asarray(block, np.float64) for block in blocks], np.asarray(reference, np.float64)
+  sizes, cross = np.array([len(block) for block in blocks]), np.array([_kernel_sum(block, reference) for block in blocks])
+  own = np.diag([_kernel_of_pairs(block) for block in blocks])
+  for i, j in zip(*np.tril_indices(len(blocks), -1), strict=True):
+    own[i, j] = own[j, i] = _kernel_sum(blocks[i], blocks[j])
+  found = []
+  for keep in ~np.eye(len(blocks), dtype=bool):
+    count = sizes[keep].sum()
+    found.append(own[np.ix_(keep, keep)].sum() / (count * (count - 1)) - 2 * cross[keep].sum() / (count * len(reference)))
+  return np.array(found)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,7 +181,7 @@ class KernelDistance:
 def kid(samples, reference, *, num_subsets=100, subset_size=1000, seed=0):
   """The Kernel Inception Distance: `squared_mmd` of `num_subsets` pairs of random subsets, without replacement in each.
 
-  The subsets overlap where the sets are smaller than all of them together: the error is then too small.
+  The subsets overlap where the sets are smaller than all of them together: the error is then that of drawing subsets, not of drawing samples.
 
   Raises:
     ValueError: fewer samples or reference images than subset_size, or than 2 of either number.

@@ -20,8 +20,9 @@ def summarise(blocks, *, extractor, train, heldout=None, allow_few=False, extrap
 
   Numbers are of all samples together. Errors are those of the mean over the blocks where each has more images than
   features, else jackknife ones, leaving out a block at a time: only differences count there, which few images do not bias.
-  KID's is over its subsets. A Fréchet distance is biased upwards by about 1/N, hence `fid_block_mean`, at a block's N, lies above `fid`;
-  `inception_score_block_mean` is the score as it is mostly reported, the mean over splits, and lies below.
+  KID's is the jackknife's of the kernel distance of all samples, together with that of drawing its subsets. A Fréchet distance is
+  biased upwards by about 1/N, hence `fid_block_mean`, at a block's N, lies above `fid`; `inception_score_block_mean` is the
+  score as it is mostly reported, the mean over splits, and lies below.
 
   Args:
     blocks: list of statistics.SampleStatistics, at least 2.
@@ -124,4 +125,8 @@ def _pairwise(blocks, real, *, suffix):
   samples = np.concatenate(blocks)
   size = min(KID_SUBSET, len(real), len(samples))
   distance = pairwise.kid(samples, real, num_subsets=KID_SUBSETS, subset_size=size)
-  return {**found, f"kid{suffix}": distance.kid, f"kid{suffix}_err": distance.kid_err, f"kid{suffix}_subset": size}
+  found |= {f"kid{suffix}": distance.kid, f"kid{suffix}_subset": size}
+  if len(blocks) > 1:
+    # subsets of few samples overlap, and hardly differ: how far other samples would be is the jackknife's to say
+    found[f"kid{suffix}_err"] = float(np.hypot(metrics.jackknife_error(pairwise.squared_mmd_without(blocks, real)), distance.kid_err))
+  return found
