@@ -101,19 +101,31 @@ def _trade(axes, x, y, *, series, real):
   for colour, (label, rows) in zip(COLOURS * len(series), series.items()):
     (across, across_err), (up, up_err) = _values(rows, x[0]), _values(rows, y[0])
     axes.errorbar(across, up, up_err, across_err, color=colour, label=label or None, **DOTS)
-    for row, place in zip(rows, zip(across, up)) if colour == BLUE else ():
-      low = place[1] < 0.25 * np.nanmax(up)  # the curve runs flat there: the label goes below it
-      side = "left" if up[-1] < up[0] else "right"  # of the label that is at its point
-      axes.annotate(
-        f"w={row['w']:g}", place, xytext=(0, -13) if low else (7 if side == "left" else -7, 4), textcoords="offset points", fontsize=8,
-        ha="center" if low else side,
-      )
   if real is not None and real.get(x[0]) is not None and real.get(y[0]) is not None:
     axes.plot(real[x[0]], real[y[0]], "*", color=GREY, markersize=10, label=f"real held-out images, N={real['num_samples']}")
   axes.set(xlabel=x[1], ylabel=y[1], title=f"{y[1]} against {x[1]}")
   axes.locator_params(axis="x", nbins=5)
   axes.set_ylim(bottom=0)
   _legend(axes)
+  first = next(iter(series.values()))
+  _label_strengths(axes, first, _values(first, x[0])[0], _values(first, y[0])[0])
+
+
+def _label_strengths(axes, rows, across, up):
+  """w beside its point; where labels would lie upon each other, the first of them."""
+  axes.figure.draw_without_rendering()  # places the axes
+  side, kept = "left" if up[-1] < up[0] else "right", []  # of the label that is at its point
+  for row, place in zip(rows, zip(across, up)):
+    low = place[1] < 0.25 * np.nanmax(up)  # the curve runs flat there: the label goes below it
+    text = axes.annotate(
+      f"w={row['w']:g}", place, xytext=(0, -13) if low else (7 if side == "left" else -7, 4), textcoords="offset points", fontsize=8,
+      ha="center" if low else side,
+    )
+    box = text.get_window_extent()
+    if any(box.overlaps(other) for other in kept):
+      text.remove()
+    else:
+      kept.append(box)
 
 
 def write_grid(path, pictures, *, row_names, column_names, row_title, column_title):

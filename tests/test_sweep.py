@@ -225,3 +225,14 @@ def test_a_legend_lies_on_no_point(heights):
   drawn.canvas.draw()
   box = axes.get_legend().get_window_extent()
   assert not any(box.contains(*place) for line in axes.lines for place in line.get_transform().transform(figures._dense(line)))
+
+
+def test_labels_of_strengths_do_not_lie_upon_each_other():
+  """Where points crowd only the first is labelled; where there is room all are."""
+  drawn = matplotlib.figure.Figure(dpi=120)
+  axes = drawn.subplots()
+  across, up = [0, 0.01, 0.02, 1, 2], [3, 2.99, 2.98, 2, 1]
+  axes.plot(across, up)
+  figures._label_strengths(axes, [{"w": w} for w in (0, 0.1, 0.2, 1, 2)], across, up)
+  drawn.canvas.draw()
+  assert [text.get_text() for text in axes.texts] == ["w=0", "w=1", "w=2"]
