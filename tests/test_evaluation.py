@@ -151,19 +151,23 @@ def test_errors_where_blocks_are_too_small():
   assert got["fid_err"] == got["fid_heldout_err"] == pytest.approx(metrics.jackknife_error(without), rel=1e-6) and "fid_block_mean" not in got
 
 
-def test_error_of_kid_is_how_far_other_samples_are():
-  """The spread of KID over independent sets of samples is its error, also where its subsets are the whole set and do not differ."""
+@pytest.mark.parametrize("subsets, size", [(10, 1000), (5, 15)])
+def test_error_of_kid_is_how_far_other_samples_are(subsets, size, monkeypatch):
+  """The spread of KID over independent sets of samples is its error, where its subsets are the whole set and do not differ, and where they are few and small."""
+  monkeypatch.setattr(summary, "KID_SUBSETS", subsets)
+  monkeypatch.setattr(summary, "KID_SUBSET", size)
   space = extractor.Extractor(name="", apply=None, params=None, dims={"pool_3": 4}, frechet={}, scores={}, pairwise="pool_3")
-  real, index = RNG.normal(size=(120, 4)), np.arange(100)
+  rng = np.random.default_rng(0)  # its own: what comes does not hang on the tests before
+  real, index = rng.normal(size=(120, 4)), np.arange(100)
 
   def measured():
     sums = statistics.Accumulator(space, block_of=index // 20)
-    sums.add({"pool_3": 1.3 * RNG.normal(size=(100, 4))})
+    sums.add({"pool_3": 1.3 * rng.normal(size=(100, 4))})
     return summary.summarise(sums.blocks, extractor=space, train=reference.Reference({}, {}, real, None, ""))
 
   found = [measured() for _ in range(40)]
   spread = np.std([row["kid"] for row in found], ddof=1)
-  assert 0.7 < np.sqrt(np.mean([row["kid_err"] ** 2 for row in found])) / spread < 1.5 and found[0]["kid_subset"] == 100
+  assert 0.7 < np.sqrt(np.mean([row["kid_err"] ** 2 for row in found])) / spread < 1.5 and found[0]["kid_subset"] == min(size, 100)
 
 
 @pytest.mark.parametrize("sizes", [(500,), (1, 499), (7,) * 71 + (3,), (512 - 20, 8)])
