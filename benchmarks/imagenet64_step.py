@@ -14,14 +14,15 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 
 def main(batch_size=2, steps=3):
-  from cfg import runtime
+  from cfg.base import runtime
 
   runtime.start(cpu_devices=1)
   import jax
 
-  from cfg import optim, sharding, train_step
+  from cfg.base import optim, sharding
   from cfg.data import pipeline, sources
   from cfg.models import unet
+  from cfg.training import step as train_step
   from configs import imagenet64
 
   config = imagenet64.get_config()

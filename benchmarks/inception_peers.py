@@ -23,12 +23,12 @@ def write_weights(path, *, direction=None):
 
 def cfg_network(path, outputs):
   """uint8 [N,H,W,3] -> {output: array}: this project's network as cfg.evaluate has it, on a virtual CPU device for each core."""
-  from cfg import runtime
+  from cfg.base import runtime
 
   runtime.start(cpu_devices=THREADS)
   import jax
 
-  from cfg import sharding
+  from cfg.base import sharding
   from cfg.interop import inception as interop
   from cfg.models import inception
 

@@ -102,7 +102,7 @@ def compare(path):
 
 def write_golden(path):
   """Write torch-fidelity's numbers, small and from images on, and the direction of its features that state_dict takes away."""
-  from cfg import files
+  from cfg.base import files
 
   sets = golden.image_sets(golden.WHOLE)
   peers.write_weights(path, direction=np.ones(2048))

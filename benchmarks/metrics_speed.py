@@ -59,8 +59,8 @@ def distances():
   from pytorch_fid.fid_score import calculate_frechet_distance
   from torch_fidelity.metric_fid import fid_statistics_to_metric
 
-  from cfg.evaluation import metrics
-  from cfg.evaluation import statistics as cfg_statistics
+  from cfg.metrics import scores
+  from cfg.metrics import statistics as cfg_statistics
 
   rng = np.random.RandomState(0)
   mixing = rng.normal(size=(DIM, DIM)) * np.arange(1, DIM + 1) ** -0.7
@@ -69,8 +69,8 @@ def distances():
   moments, kept = (samples.mean, samples.cov), cfg_statistics.Moments(mean, cov)
   theirs = [dict(mu=mu, sigma=sigma) for mu, sigma in (moments, (mean, cov))]
   return {
-    "cfg, first": lambda: metrics.frechet_distance(samples, cfg_statistics.Moments(mean, cov)),
-    "cfg, those after it": lambda: metrics.frechet_distance(samples, kept),
+    "cfg, first": lambda: scores.frechet_distance(samples, cfg_statistics.Moments(mean, cov)),
+    "cfg, those after it": lambda: scores.frechet_distance(samples, kept),
     "pytorch-fid (scipy)": lambda: calculate_frechet_distance(*moments, mean, cov),
     "torch-fidelity": lambda: fid_statistics_to_metric(*theirs, verbose=False),
   }

@@ -77,12 +77,12 @@ def rate(batches, finish):
 
 def run_cfg(root, store, workers):
   """Images a second of this project's stream."""
-  from cfg import runtime
+  from cfg.base import runtime
 
   runtime.start(cpu_devices=1)
   import jax
 
-  from cfg import images
+  from cfg.base import images
   from cfg.data import pipeline
 
   @jax.jit
@@ -131,7 +131,7 @@ def run_torch(root, store, workers):
 
 def run_waits(root, gpus, images_per_second):
   """The share of the time in which no batch was ready for a step that sleeps as long as the GPUs would take."""
-  from cfg import logs, runtime
+  from cfg.base import logs, runtime
 
   runtime.start(cpu_devices=1)
   import jax

@@ -14,7 +14,7 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
-from cfg import runtime  # noqa: E402
+from cfg.base import runtime  # noqa: E402
 
 
 def resident(field):
@@ -27,8 +27,10 @@ def main(batch_size=16, ch=64):
   runtime.start(cpu_devices=1)
   import jax
 
-  from cfg import dry_run, optim, sharding, train_step
+  from cfg.base import optim, sharding
   from cfg.models import unet
+  from cfg.training import dry_run
+  from cfg.training import step as train_step
   from configs import imagenet64
 
   config = imagenet64.get_config()

@@ -40,13 +40,14 @@ def median_seconds(call):
 
 def set_up(size, devices):
   """(mesh, model, state, TrainStep, a batch) of this project; call it before jax is started."""
-  from cfg import runtime
+  from cfg.base import runtime
 
   runtime.start(cpu_devices=devices)
   import numpy as np
 
-  from cfg import optim, sharding, train_step
+  from cfg.base import optim, sharding
   from cfg.models import unet
+  from cfg.training import step as train_step
   from configs import digits
 
   s = {**COMMON, **SIZES[size]}
@@ -68,7 +69,7 @@ def run_cfg(size, devices):
   import jax
   import numpy as np
 
-  from cfg import sharding
+  from cfg.base import sharding
   from cfg.models import unet
 
   whole, split = sharding.replicated(mesh), sharding.batch_sharding(mesh)

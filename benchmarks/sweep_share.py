@@ -24,8 +24,8 @@ STEPS, SAMPLES, BLOCKS = (16, 64), 2100, 5
 
 def inception_extractor():
   """The whole network with random weights."""
-  from cfg import config
-  from cfg.evaluation import inception
+  from cfg.base import config
+  from cfg.features import inception
   from cfg.models import inception as inception_lib
 
   rng = np.random.default_rng(0)
@@ -36,14 +36,15 @@ def inception_extractor():
 
 def seconds_of_batches(extractor, network, *, num_steps, folder):
   """{name: median seconds for BATCH images}, alone and measured."""
-  from cfg import files, generate, sharding
-  from cfg.evaluation import statistics as cfg_statistics
+  from cfg.base import files, sharding
+  from cfg.inference import generator
+  from cfg.metrics import statistics as cfg_statistics
 
   mesh = sharding.make_mesh()
   config = network.config.copy_and_resolve_references()
   config.sampler.update(name="ddim", num_steps=num_steps)
   made = dict(model=network.model, config=config, image_shape=network.image_shape, mesh=mesh, batch_size=BATCH)
-  samplers = {"sampling alone": generate.Generator(**made), "sampling and measuring": generate.Generator(**made, extractor=extractor)}
+  samplers = {"sampling alone": generator.Generator(**made), "sampling and measuring": generator.Generator(**made, extractor=extractor)}
   index = np.arange(BATCH)
   times = {name: [] for name in samplers}
   for i in range(ROUNDS + 1):
@@ -61,8 +62,8 @@ def seconds_of_batches(extractor, network, *, num_steps, folder):
 
 def seconds_of_numbers(extractor):
   """Seconds for all numbers of one strength, from sums to errors."""
-  from cfg.evaluation import reference, summary
-  from cfg.evaluation import statistics as cfg_statistics
+  from cfg.metrics import reference, summary
+  from cfg.metrics import statistics as cfg_statistics
 
   rng = np.random.default_rng(0)
   outputs = lambda: {output: rng.normal(size=(SAMPLES, dim)).astype(np.float32) for output, dim in extractor.dims.items()}
@@ -77,10 +78,11 @@ def seconds_of_numbers(extractor):
 
 
 def main():
-  from cfg import runtime
+  from cfg.base import runtime
 
   runtime.start(cpu_devices=2)
-  from cfg import sharding, trained
+  from cfg.base import sharding
+  from cfg.inference import network as trained
 
   network, extractor = trained.open_trained(ROOT / "docs/cifar10/cifar10_cpu.safetensors", mesh=sharding.make_mesh()), inception_extractor()
   print("| T | s an image, sampling | and measuring | measuring adds |\n| --- | --- | --- | --- |")

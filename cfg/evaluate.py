@@ -11,11 +11,12 @@ import pathlib
 import numpy as np
 
 import cfg
-from cfg import features, files, logs, real, runtime, sharding
-from cfg.data import inputs
-from cfg.errors import UserError, run_command
-from cfg.evaluation import inception, reference, summary
+from cfg.base import files, logs, runtime, sharding
+from cfg.base.errors import UserError, run_command
+from cfg.data.preparing import inputs
+from cfg.features import inception, placed, references
 from cfg.interop import inception as weights
+from cfg.metrics import reference, summary
 
 # what rows must agree in to be set side by side
 COMPARABLE = (
@@ -29,17 +30,17 @@ class Network:
   def __init__(self, path, *, mesh, batch_size):
     params, info = weights.read(path)
     self.extractor = inception.make_extractor(params=params, info=info)
-    self.placed, self.batch_size = features.Placed(self.extractor, mesh), batch_size
+    self.placed, self.batch_size = placed.Placed(self.extractor, mesh), batch_size
 
   def open_reference(self, path):
     """real.open_reference."""
-    return real.open_reference(path, placed=self.placed, batch_size=self.batch_size)
+    return references.open_reference(path, placed=self.placed, batch_size=self.batch_size)
 
 
 def make_reference(path, *, network, out):
   """Write the statistics of the images at `path` to the file `out`."""
   images = inputs.open_images(path)
-  measured, digest = real.measure_images(images, placed=network.placed, batch_size=network.batch_size)
+  measured, digest = references.measure_images(images, placed=network.placed, batch_size=network.batch_size)
   info = network.extractor.info
   about = {
     "name": pathlib.Path(path).name, **images.about, "images_sha256": digest, "image_shape": list(images.read(0).shape),
@@ -79,7 +80,7 @@ def evaluate(path, target, *, network, num_blocks=5, allow_few=False, extrapolat
   images, extractor = inputs.open_images(path), network.extractor
   check(path, images, target, extractor=extractor, num_blocks=num_blocks, allow_few=allow_few)
   blocks, digest = network.placed.measure(
-    real.rows(images), block_of=block_of(images.count, num_blocks=num_blocks), batch_size=network.batch_size, what=extractor.name
+    references.rows(images), block_of=block_of(images.count, num_blocks=num_blocks), batch_size=network.batch_size, what=extractor.name
   )
   found = summary.summarise(blocks, extractor=extractor, train=target, allow_few=allow_few, extrapolate=extrapolate)
   return {

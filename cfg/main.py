@@ -11,9 +11,9 @@ import absl.logging
 from absl import app, flags
 from ml_collections import config_flags
 
-from cfg import config as config_lib
-from cfg import logs
-from cfg.errors import UserError, run_command
+from cfg.base import config as config_lib
+from cfg.base import logs
+from cfg.base.errors import UserError, run_command
 
 log = logging.getLogger("cfg.main")  # __name__ is "__main__" here
 
@@ -45,8 +45,13 @@ def main(argv):
   workdir = None if MODE.value == "dry_run" else find_workdir(create=MODE.value in ("all", "train"))
   start_devices(config)
   # after start_devices: these import jax
-  from cfg import dry_run, report, sample, sharding, sweep, train, trained
+  from cfg.base import sharding
   from cfg.data import sources
+  from cfg.inference import network as trained
+  from cfg.inference import pictures
+  from cfg.report import table
+  from cfg.sweep import run as sweep
+  from cfg.training import dry_run, loop
 
   mesh = sharding.make_mesh(fsdp=config.train.get("fsdp", 1))
   if MODE.value == "dry_run":
@@ -54,8 +59,8 @@ def main(argv):
     print(dry_run.table(dry_run.dry_run(config, mesh=mesh, memory_gb=MEMORY_GB.value)))
     return
   if MODE.value == "sample":
-    w = sample.parse_strength(w=W.value, scale=SCALE.value)
-    out = sample.sample(
+    w = pictures.parse_strength(w=W.value, scale=SCALE.value)
+    out = pictures.sample(
       config, mesh=mesh, workdir=workdir, labels=LABEL.value, num=NUM.value, w=w, seed=SEED.value, ema=EMA.value, out=OUT.value
     )
     print(f"w = {w:g} (scale = {1 + w:g}): pictures, grid.png and samples.json are in {out}")
@@ -69,10 +74,10 @@ def main(argv):
   if MODE.value == "all":
     sweep.check(config, dataset=dataset, mesh=mesh)  # now, not after days of training
   if MODE.value in ("all", "train"):
-    train.train(config, dataset=dataset, mesh=mesh, workdir=workdir)
+    loop.train(config, dataset=dataset, mesh=mesh, workdir=workdir)
   if MODE.value in ("all", "sweep"):
     content = sweep.sweep(config, dataset=dataset, mesh=mesh, workdir=workdir)
-    print(report.table(content))
+    print(table.table(content))
   print(f"everything is in {workdir}: {', '.join(sorted(p.name for p in workdir.iterdir() if not p.name.startswith('.')))}")
 
 
@@ -92,7 +97,7 @@ def start_devices(config):
   """Start jax as the config says."""
   import jax
 
-  from cfg import runtime
+  from cfg.base import runtime
 
   runtime.start(cpu_devices=config.cpu_devices, recompute=config.model.remat, distributed=DISTRIBUTED.value)
   hosts = f" on {jax.process_count()} hosts" if jax.process_count() > 1 else ""

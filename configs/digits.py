@@ -57,7 +57,7 @@ def get_config():
   # log-SNR at u = 1 and u = 0
   config.schedule = section(dict(logsnr_min=-20.0, logsnr_max=20.0))
 
-  # cfg.optim.make_optimizer
+  # cfg.base.optim.make_optimizer
   config.optimizer = section(dict(
     learning_rate=3e-3,
     warmup_steps=50,

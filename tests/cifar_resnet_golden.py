@@ -5,11 +5,10 @@ holds outputs alone. The functions of torch.nn.functional are those that
 akamaster/pytorch_resnet_cifar10 is made of, called in its order.
 """
 
-import pathlib
-
 import numpy as np
+import paths
 
-PATH = pathlib.Path(__file__).parent / "data" / "cifar_resnet8.npz"
+PATH = paths.DATA / "cifar_resnet8.npz"
 
 
 def state_dict(num_blocks=1, seed=0):

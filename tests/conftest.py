@@ -25,7 +25,7 @@ import pytest  # noqa: E402
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-from cfg import sharding  # noqa: E402
+from cfg.base import sharding  # noqa: E402
 from cfg.data import sources  # noqa: E402
 from configs import digits as digits_config  # noqa: E402
 

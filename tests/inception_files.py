@@ -1,16 +1,16 @@
 """The reference's random weights in each format that people have, written by others' definitions of these formats."""
 
-import pathlib
 
 import inception_reference as reference
 import numpy as np
+import paths
 import pytest
 from tensorboardX.proto import graph_pb2
 from torch_files import write_torch
 
-from cfg import files
+from cfg.base import files
 
-DATA = pathlib.Path(__file__).parent.parent.parent / "shared" / "data"
+DATA = paths.SHARED / "data"
 
 STRAY = {"ExpandDims/dim": np.float32(0), "mixed_10/join/concat_dim": np.float32(3)}
 

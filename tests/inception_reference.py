@@ -5,11 +5,10 @@ cfg: names and shapes are the ports', batch norms are not folded. The weights
 and images come from a seed, so that the file holds outputs alone, every STEPth of them.
 """
 
-import pathlib
-
 import numpy as np
+import paths
 
-PATH = pathlib.Path(__file__).parent / "data" / "inception.npz"
+PATH = paths.DATA / "inception.npz"
 STEP = 8
 EPS = 1e-3
 

@@ -4,14 +4,14 @@
 alone, and the one direction that the last layer must not see.
 """
 
-import pathlib
 
 import inception_reference
 import numpy as np
+import paths
 
-from cfg import files
+from cfg.base import files
 
-PATH = pathlib.Path(__file__).parent / "data" / "metrics_peers.npz"
+PATH = paths.DATA / "metrics_peers.npz"
 SIDE = 32
 SPLITS = 10
 WHOLE = 40  # images of each set that the golden's comparison from images on is of
@@ -55,13 +55,13 @@ def small():
 
 def cfg_metrics(samples, reference, logits):
   """{metric: number} of features [N,D] and [M,D] and logits [N,K], by this project; KID is of the first N of both."""
-  from cfg.evaluation import metrics, pairwise, statistics
+  from cfg.metrics import pairwise, scores, statistics
 
-  score = lambda rows: metrics.inception_score(statistics.ClassEntropy.of(statistics.softmax(rows)))
+  score = lambda rows: scores.inception_score(statistics.ClassEntropy.of(statistics.softmax(rows)))
   precision, recall = pairwise.precision_recall(samples, reference, k=3)
   gaussians = map(statistics.Gaussian.of, (samples, reference))
   return {
-    "fid": metrics.frechet_distance(*gaussians, allow_few=True), "inception_score": score(logits),
+    "fid": scores.frechet_distance(*gaussians, allow_few=True), "inception_score": score(logits),
     f"inception_score_{SPLITS}_splits": float(np.mean([score(rows) for rows in np.split(logits, SPLITS)])),
     "kid": pairwise.kid(samples, reference[: len(samples)], num_subsets=2, subset_size=len(samples)).kid,
     "precision": precision, "recall": recall,

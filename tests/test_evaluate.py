@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cfg import evaluate, features, files
-from cfg.data import inputs
-from cfg.errors import UserError
-from cfg.evaluation import inception, metrics, pairwise, reference, statistics
+from cfg import evaluate
+from cfg.base import files
+from cfg.base.errors import UserError
+from cfg.data.preparing import inputs
+from cfg.features import inception, placed
+from cfg.metrics import pairwise, reference, scores, statistics
 from cfg.models import inception as inception_lib
 
 RNG = np.random.default_rng(0)
@@ -67,14 +69,14 @@ def test_numbers_are_their_formulas(network, places):
   row = run(places, network())
   ours, theirs = outputs_of(PIXELS), outputs_of(REAL)
   for space, name in inception.FRECHET.items():
-    distance = lambda rows, space=space: metrics.frechet_distance(statistics.Gaussian.of(ours[space][rows]), statistics.Gaussian.of(theirs[space]))
+    distance = lambda rows, space=space: scores.frechet_distance(statistics.Gaussian.of(ours[space][rows]), statistics.Gaussian.of(theirs[space]))
     assert row[name] == pytest.approx(distance(slice(None)), rel=1e-5)
     blocks = evaluate.block_of(90, num_blocks=5)
     assert np.bincount(blocks).tolist() == [18] * 5
-    assert row[f"{name}_err"] == pytest.approx(metrics.standard_error([distance(blocks == b) for b in range(5)]), rel=1e-3)
+    assert row[f"{name}_err"] == pytest.approx(scores.standard_error([distance(blocks == b) for b in range(5)]), rel=1e-3)
   for output, name in inception.SCORES.items():
     probs = np.exp(ours[output]) / np.exp(ours[output]).sum(axis=1, keepdims=True)
-    assert row[name] == pytest.approx(metrics.inception_score(statistics.ClassEntropy.of(probs)), rel=1e-5)
+    assert row[name] == pytest.approx(scores.inception_score(statistics.ClassEntropy.of(probs)), rel=1e-5)
     assert 1 < row[f"{name}_block_mean"] < row[name]
   assert (row["precision"], row["recall"]) == pytest.approx(pairwise.precision_recall(ours["pool_3"], theirs["pool_3"]))
   assert row["kid_subset"] == 90 and abs(row["kid"] - pairwise.squared_mmd(ours["pool_3"], theirs["pool_3"])) < 5 * row["kid_err"]
@@ -130,7 +132,7 @@ def test_too_few_images_are_refused_unless_asked_for(network, places):
   np.savez(places / "few.npz", arr_0=PIXELS[:5])
   target = network().open_reference(places / "real.npz")
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(features.Placed, "measure", None)  # it is said before the network is run
+    patch.setattr(placed.Placed, "measure", None)  # it is said before the network is run
     with pytest.raises(UserError, match="it has 5 images; fid needs 7, sfid needs 6: .*--allow_few"):
       evaluate.evaluate(places / "few.npz", target, network=network(), num_blocks=5)
   row = run(places, network(), images="few.npz", num_blocks=5, allow_few=True)
@@ -263,7 +265,7 @@ def test_the_jackknife_of_a_mean_is_its_standard_error():
   """Of a mean over equal blocks it is exactly the standard error over the blocks."""
   values = RNG.normal(size=(5, 40))
   without = [np.delete(values, i, axis=0).mean() for i in range(5)]
-  assert metrics.jackknife_error(without) == pytest.approx(metrics.standard_error(values.mean(axis=1)))
+  assert scores.jackknife_error(without) == pytest.approx(scores.standard_error(values.mean(axis=1)))
 
 
 def test_reference_files_say_what_they_are(tmp_path):

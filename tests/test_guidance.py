@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cfg import diffusion, guidance, sampling, sharding
+from cfg import diffusion, guidance, sampling
+from cfg.base import sharding
 
 NULL = 2
 

@@ -1,13 +1,13 @@
 """The launch scripts: sound, and they say what they would do without doing it."""
 
 import os
-import pathlib
 import shutil
 import subprocess
 
+import paths
 import pytest
 
-LAUNCH = pathlib.Path(__file__).parent.parent / "launch"
+LAUNCH = paths.ROOT / "launch"
 SCRIPTS = sorted(LAUNCH.glob("*.sh"))
 
 

@@ -1,16 +1,16 @@
 """The command line: every bad input is one paragraph, an exit code, and nothing damaged."""
 
 import os
-import pathlib
 import subprocess
 import sys
 
+import paths
 import pytest
 
-from cfg import checkpoint, logs
-from cfg import config as config_lib
+from cfg.base import checkpoint, logs
+from cfg.base import config as config_lib
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = paths.ROOT
 
 
 def command(*options, config="configs/digits.py"):

@@ -4,7 +4,6 @@ import base64
 import io
 import json
 import os
-import pathlib
 import re
 import shutil
 import subprocess
@@ -12,12 +11,13 @@ import sys
 
 import nbformat
 import numpy as np
+import paths
 import pytest
 from PIL import Image
 
 from configs import imagenet64
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = paths.ROOT
 NOTEBOOK = "notebooks/evaluate.ipynb"
 ABSOLUTE_PATH = re.compile(r"(^|[\s'\"(=])(/\w|[A-Z]:\\|~/)", re.MULTILINE)
 MOST_BYTES = 600_000

@@ -8,9 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cfg import diffusion, generate, guidance, sampling, schedules, sharding
-from cfg.errors import UserError
-from cfg.evaluation.extractor import Extractor
+from cfg import diffusion, guidance, sampling, schedules
+from cfg.base import sharding
+from cfg.base.errors import UserError
+from cfg.features.extractor import Extractor
+from cfg.inference import generator as generate
 from cfg.models import unet
 
 NULL = 1

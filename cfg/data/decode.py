@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from cfg.errors import UserError
+from cfg.base.errors import UserError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 

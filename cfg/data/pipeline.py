@@ -12,8 +12,8 @@ import grain
 import numpy as np
 from absl import flags
 
+from cfg.base.errors import UserError
 from cfg.data.sources import Rows
-from cfg.errors import UserError
 
 
 class _Batches:

@@ -17,10 +17,11 @@ import numpy as np
 import threadpoolctl
 from tqdm import tqdm
 
-from cfg import files
-from cfg.data import inputs, records
+from cfg.base import files
+from cfg.base.errors import UserError, run_command
+from cfg.data import records
+from cfg.data.preparing import inputs
 from cfg.data.recipes import RECIPES
-from cfg.errors import UserError, run_command
 
 SHARD_SIZE = 2048
 PLAN = "plan.json"  # of a preparation that is not finished

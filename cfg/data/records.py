@@ -16,8 +16,8 @@ import struct
 import grain
 import numpy as np
 
-from cfg import files
-from cfg.errors import UserError
+from cfg.base import files
+from cfg.base.errors import UserError
 
 FORMAT = "cfg-records-1"
 MANIFEST, LABELS = "manifest.json", "labels.npz"

@@ -7,9 +7,10 @@ from typing import Protocol
 
 import numpy as np
 
-from cfg.data import inputs, parts, records, tfds
+from cfg.base.errors import UserError, nearest
+from cfg.data import records, tfds
+from cfg.data.preparing import inputs, parts
 from cfg.data.recipes import RECIPES
-from cfg.errors import UserError, nearest
 
 log = logging.getLogger(__name__)
 

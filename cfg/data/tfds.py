@@ -12,9 +12,10 @@ import re
 
 import numpy as np
 
-from cfg.data import decode, imagenet
+from cfg.base.errors import UserError, nearest
+from cfg.data import decode
+from cfg.data.preparing import imagenet
 from cfg.data.recipes import RECIPES
-from cfg.errors import UserError, nearest
 
 log = logging.getLogger(__name__)
 

@@ -9,8 +9,9 @@ import logging
 import math
 import pathlib
 
-from cfg import logs, schedules
-from cfg.errors import UserError, run_command
+from cfg import schedules
+from cfg.base import logs
+from cfg.base.errors import UserError, run_command
 from cfg.interop import adm_weights, torch_file, weights
 from cfg.interop.adm_weights import LEGACY, NEW, Facts
 

@@ -11,7 +11,7 @@ import math
 
 import numpy as np
 
-from cfg.errors import UserError
+from cfg.base.errors import UserError
 
 NEW, LEGACY = "new", "legacy"
 

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from cfg import files
-from cfg.errors import UserError
+from cfg.base import files
+from cfg.base.errors import UserError
 
 
 def read_npz(path):

@@ -8,8 +8,8 @@ import pathlib
 
 import numpy as np
 
-from cfg import config as config_lib
-from cfg.errors import UserError
+from cfg.base import config as config_lib
+from cfg.base.errors import UserError
 from cfg.interop import arrays as arrays_lib
 from cfg.interop import torch_file
 from cfg.models import cifar_resnet

@@ -11,7 +11,7 @@ import math
 import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
 
-from cfg.errors import UserError
+from cfg.base.errors import UserError
 
 PACKAGE = "cfg.graph_def"
 # message: {field: (number, type, repeated)}; a map is a repeated message of key and value

@@ -18,9 +18,9 @@ import zipfile
 import numpy as np
 import safetensors
 
-from cfg import checkpoint, files, logs
-from cfg import config as config_lib
-from cfg.errors import UserError, run_command
+from cfg.base import checkpoint, files, logs
+from cfg.base import config as config_lib
+from cfg.base.errors import UserError, run_command
 from cfg.interop import arrays as arrays_lib
 from cfg.interop import inception_formats as formats
 from cfg.interop import weights

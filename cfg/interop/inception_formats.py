@@ -6,7 +6,7 @@ toshas/torch-fidelity (util_convert_inception_weights.py), which made one of the
 
 import numpy as np
 
-from cfg.errors import UserError
+from cfg.base.errors import UserError
 from cfg.interop import arrays as arrays_lib
 from cfg.interop import graph_def, torch_file
 from cfg.models import inception

@@ -15,8 +15,8 @@ import zipfile
 import ml_dtypes
 import numpy as np
 
-from cfg import pickles
-from cfg.errors import UserError
+from cfg.base import pickles
+from cfg.base.errors import UserError
 
 MAX_BYTES = 64 * 2**30  # of all storages together
 MAX_PICKLE_BYTES = 256 * 2**20

@@ -12,9 +12,9 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from cfg import config as config_lib
-from cfg import files
-from cfg.errors import UserError
+from cfg.base import config as config_lib
+from cfg.base import files
+from cfg.base.errors import UserError
 
 FORMAT = "cfg-1"
 NAME = "weights.safetensors"  # of the file in a work directory

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cfg.errors import UserError, nearest
+from cfg.base.errors import UserError, nearest
 
 IMAGE_SIZE = 299
 NUM_CLASSES = 1008  # 1,000 of them ImageNet's, from index 1 on

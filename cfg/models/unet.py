@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cfg.errors import UserError
+from cfg.base.errors import UserError
 from cfg.models import layers
 from cfg.models.backbone import Backbone, check_shapes
 

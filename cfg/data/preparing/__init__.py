@@ -1,0 +1,1 @@
+"""Other people's images, told apart by what is there: folders, archives, arrays."""

@@ -1,1 +1,0 @@
-"""Evaluation: feature extractors, streaming statistics, and the metrics made of them."""

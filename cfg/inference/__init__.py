@@ -1,0 +1,1 @@
+"""A trained network, and the sharded program that draws from it."""

@@ -1,0 +1,106 @@
+"""Pictures of chosen classes at one guidance strength."""
+
+import math
+import pathlib
+
+import numpy as np
+
+from cfg.base import config as config_lib
+from cfg.base import files, images, sharding
+from cfg.base.errors import UserError, nearest
+from cfg.inference import generator
+from cfg.inference.network import open_trained
+from cfg.report import figures, table
+
+MOST_DEFAULT_CLASSES = 10
+
+
+def parse_strength(*, w, scale):
+  """The paper's w from w or scale = 1 + w, whichever was given; w = 1 if neither.
+
+  Raises:
+    UserError: both given, not finite, or w < -1.
+  """
+  if w is not None and scale is not None:
+    raise UserError(f"--w={w:g} and --scale={scale:g} were given together: give one of them (scale = 1 + w).")
+  strength = 1.0 if w is None and scale is None else w if scale is None else scale - 1.0
+  if not math.isfinite(strength) or strength < -1:
+    raise UserError(f"the guidance strength is w = {strength:g} (scale = {1 + strength:g}): it must be finite and at least -1 (w = 0 is unguided).")
+  return strength
+
+
+def parse_label(text, class_names):
+  """The label of a class given by name or by number.
+
+  Raises:
+    UserError: no such class; the message has the nearest names.
+  """
+  text = str(text).strip()
+  if text in class_names:
+    return class_names.index(text)
+  try:
+    label = int(text)
+  except ValueError:
+    raise UserError(f"there is no class {text!r}: {nearest(text, class_names)}") from None
+  if not 0 <= label < len(class_names):
+    raise UserError(f"label {label} is out of range: this model has {len(class_names)} classes, 0 to {len(class_names) - 1}.")
+  return label
+
+
+def sample(config, *, mesh, workdir, labels, num, w, seed, ema=None, out=None):
+  """Write `num` samples of each class as PNGs, a labelled grid and samples.json.
+
+  Sample j of every class starts from the same noise, and is the same whatever the
+  other classes and numbers asked for.
+
+  Args:
+    config: the config the work directory was trained with.
+    mesh: from sharding.make_mesh.
+    workdir: of the trained model.
+    labels: class names or numbers; empty for the first ten classes.
+    num: samples of each class.
+    w: the paper's guidance strength.
+    seed: of the noise.
+    ema: which average, by decay; None for the first.
+    out: folder to write to; None for `<workdir>/samples/w<w>_seed<seed>`.
+
+  Returns:
+    The folder.
+  """
+  if num < 1:
+    raise UserError(f"--num is {num}: give the number of samples of each class, at least 1.")
+  if not 0 <= seed < 2**32:
+    raise UserError(f"--seed is {seed}: it must lie between 0 and 2^32 - 1.")
+  config_lib.check_guidable(config, [w])
+  trained = open_trained(workdir, config=config, mesh=mesh, ema=ema)
+  names = trained.class_names
+  chosen = [parse_label(text, names) for text in labels] or list(range(min(len(names), MOST_DEFAULT_CLASSES)))
+  index, y = np.tile(np.arange(num), len(chosen)), np.repeat(chosen, num)
+  # at w = 0 the mix is the conditional branch: the other need not be computed
+  sampler = generator.Generator(
+    model=trained.model, config=config, image_shape=trained.image_shape, mesh=mesh, guided=w != 0,
+    batch_size=sharding.round_up(mesh, min(len(y), config.sweep.batch_size)),
+  )
+  pictures = sampler(trained.params, index=index, labels=y, w=w, seed=seed)
+
+  out = pathlib.Path(out) if out else pathlib.Path(workdir) / "samples" / f"{table.strength_name(w)}_seed{seed}"
+  out.mkdir(parents=True, exist_ok=True)
+  rows = []
+  for i, label, picture in zip(index, y, pictures):
+    file = f"class{label:04d}_{i:05d}.png"
+    images.write_png(out / file, picture)
+    rows.append({
+      "file": file, "index": int(i), "label": int(label), "class_name": names[label], "seed": seed, "w": w, "scale": 1 + w,
+    })
+  figures.write_grid(
+    out / "grid.png", pictures.reshape(len(chosen), num, *trained.image_shape),
+    row_names=figures.class_titles(names, chosen), column_names=[str(i) for i in range(num)], row_title="class",
+    column_title=f"sample index; w = {w:g} (scale = {1 + w:g}), seed {seed}",
+  )
+  about = {
+    "data": trained.data_name, "sampler": config.sampler.name, "num_steps": config.sampler.num_steps, "var_interp": config.sampler.var_interp,
+    "clip_x": config.sampler.clip_x, "nfe": sampler.nfe, "ema": float(trained.ema), "step": trained.step,
+    "checkpoint_hash": trained.checkpoint_hash,
+  }
+  files.write_json(out / "samples.json", {"about": about, "samples": rows})
+  return out

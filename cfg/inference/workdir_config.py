@@ -1,0 +1,23 @@
+"""The config of a work directory: what `python -m cfg.main --workdir=DIR` without --config loads, `workdir_config.py:DIR`."""
+
+import pathlib
+
+from cfg.base import checkpoint
+from cfg.base import config as config_lib
+from cfg.base.errors import UserError
+from cfg.interop import weights
+
+
+def get_config(workdir):
+  """The config that the network in `workdir` was made with; fields can be overridden as in any config.
+
+  Raises:
+    UserError: there is no network.
+  """
+  workdir = pathlib.Path(workdir)
+  meta = checkpoint.read_meta(workdir)
+  if meta is None and (workdir / weights.NAME).is_file():
+    meta = weights.read_meta(workdir / weights.NAME)
+  if meta is None:
+    raise UserError(f"there is no network in {str(workdir)!r}: give a config, --config=configs/digits.py for example, or the --workdir of a trained model.")
+  return config_lib.from_json(meta["config"])

@@ -1,0 +1,1 @@
+"""Numbers from features: streaming statistics, FID, IS, precision, recall, KID, and reference files. numpy alone."""

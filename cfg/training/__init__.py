@@ -1,0 +1,1 @@
+"""The training loop, its step and state, and what is measured on the way."""

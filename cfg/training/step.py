@@ -1,0 +1,181 @@
+"""Algorithm 1 as a sharded step: pure functions, and the programs they are compiled to."""
+
+import functools
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from cfg import losses, schedules
+from cfg.base import images, sharding
+from cfg.models import unet
+from cfg.training import state as train_state
+
+# what each key derived from the run's seed is for
+INIT, EXAMPLES, DROPOUT = range(3)
+
+
+def loss_and_gradients(params, batch, seed_key, *, model, logsnr_fn, p_uncond, flip):
+  """The loss of P's algorithm 1 (arXiv 2207.12598), mean over the rows of a batch, and its gradient.
+
+  Args:
+    params: of `model`.
+    batch: {"image": uint8 [B,H,W,C], "label": int32 [B], "index": uint32 [B]}; `index` is the
+      position in the stream, and flip, log-SNR, eps and label drop of a row come from it alone.
+    seed_key: jax.random.key(config.seed).
+    model: a UNet.
+    logsnr_fn: u -> lambda.
+    p_uncond: probability of dropping a label.
+    flip: mirror images at random.
+
+  Returns:
+    (loss, gradients).
+  """
+  examples_key = jax.random.fold_in(seed_key, EXAMPLES)
+  keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(examples_key, batch["index"])
+  key_flip, key_loss = jax.vmap(lambda key: tuple(jax.random.split(key)))(keys)
+  x = images.to_unit(batch["image"])
+  if flip:
+    x = images.random_flip(keys=key_flip, x=x)
+  # masks of network dropout are positional: a key for each (micro-)batch, from its first row
+  dropout_key = jax.random.fold_in(jax.random.fold_in(seed_key, DROPOUT), batch["index"][0])
+
+  def loss_fn(params):
+    eps_fn = unet.make_eps_fn(model, params, dropout_key=dropout_key if model.dropout else None)
+    loss, _ = losses.classifier_free_loss(
+      eps_fn=eps_fn, keys=key_loss, x=x, y=batch["label"],
+      logsnr_fn=logsnr_fn, p_uncond=p_uncond, null_label=model.num_classes,
+    )
+    return jnp.mean(loss)
+
+  return jax.value_and_grad(loss_fn)(params)
+
+
+def apply_gradients(state, loss, grads, *, optimizer):
+  """One update of parameters and averages: (TrainState, {"loss", "grad_norm"}); the norm is before clipping."""
+  updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+  params = optax.apply_updates(state.params, updates)
+  step = state.step + 1
+  ema = train_state.update_ema(state.ema, params=params, step=step)
+  metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
+  return train_state.TrainState(step=step, params=params, ema=ema, opt_state=opt_state), metrics
+
+
+def train_step(state, batch, seed_key, *, optimizer, **settings):
+  """One update of P's algorithm 1: pure, a function of (state, batch, seed).
+
+  Args:
+    state: TrainState.
+    batch, seed_key, settings: see `loss_and_gradients`.
+    optimizer: from optim.make_optimizer.
+
+  Returns:
+    (TrainState, {"loss", "grad_norm"}).
+  """
+  loss, grads = loss_and_gradients(state.params, batch, seed_key, **settings)
+  return apply_gradients(state, loss, grads, optimizer=optimizer)
+
+
+def add_gradients(total, params, batch, seed_key, **settings):
+  """total + (loss, gradients) of one micro-batch."""
+  return jax.tree.map(jnp.add, total, loss_and_gradients(params, batch, seed_key, **settings))
+
+
+def apply_total(state, total, *, optimizer, parts):
+  """`apply_gradients` of the mean over `parts` equal micro-batches."""
+  loss, grads = jax.tree.map(lambda t: t / parts, total)
+  return apply_gradients(state, loss, grads, optimizer=optimizer)
+
+
+def make_state(config, *, model, optimizer, image_shape, mesh):
+  """The initial TrainState, made on the devices."""
+  init = state_init(config, model=model, optimizer=optimizer, image_shape=image_shape)
+  key = jax.random.fold_in(jax.random.key(config.seed), INIT)
+  return jax.jit(init, out_shardings=sharding.by_shape(mesh, jax.eval_shape(init, key)))(key)
+
+
+def state_init(config, *, model, optimizer, image_shape):
+  """key -> TrainState; under eval_shape it costs nothing."""
+
+  def init(key):
+    params = unet.init_params(model, key=key, image_shape=image_shape)
+    return train_state.create(params=params, optimizer=optimizer, ema_decays=config.train.ema_decays)
+
+  return init
+
+
+class TrainStep:
+  """(state, a placed batch) -> (state, metrics): `train_step` jitted over the mesh, the state donated.
+
+  `place` puts this host's batch on the devices; it may run ahead, in another thread.
+
+  With config.train.accumulate > 1 the batch goes through the network in so many
+  micro-batches, whose gradients are summed in float32 before one update: the same
+  update in less memory. The loop is Python's, not lax.scan's, in which XLA's CPU
+  backend is many times slower; a dispatch costs nothing beside a micro-batch.
+  """
+
+  def __init__(self, config, *, model, optimizer, mesh, state):
+    self._mesh, self._parts = mesh, config.train.accumulate
+    self._seed_key = jax.random.key(config.seed)
+    settings = dict(
+      model=model, logsnr_fn=functools.partial(schedules.cosine_logsnr, **config.schedule),
+      p_uncond=config.train.p_uncond, flip=config.train.flip,
+    )
+    whole, rows = sharding.replicated(mesh), sharding.batch_sharding(mesh)
+    states = sharding.by_shape(mesh, state)
+    totals = (whole, states.params)
+    self._step = jax.jit(
+      functools.partial(train_step, optimizer=optimizer, **settings),
+      in_shardings=(states, rows, whole), out_shardings=(states, whole), donate_argnums=0,
+    )
+    self._zeros = jax.jit(
+      lambda: (jnp.zeros(()), jax.tree.map(lambda p: jnp.zeros(p.shape, p.dtype), state.params)), out_shardings=totals
+    )
+    self._add = jax.jit(
+      functools.partial(add_gradients, **settings),
+      in_shardings=(totals, states.params, rows, whole), out_shardings=totals, donate_argnums=0,
+    )
+    # the total is not donated: no output of its own could take its place
+    self._apply = jax.jit(
+      functools.partial(apply_total, optimizer=optimizer, parts=self._parts),
+      in_shardings=(states, totals), out_shardings=(states, whole), donate_argnums=0,
+    )
+
+  def place(self, batch):
+    """This host's batch on the devices: a list of its micro-batches."""
+    return [sharding.put_batch(self._mesh, part) for part in split(batch, self._parts)]
+
+  def __call__(self, state, placed):
+    if self._parts == 1:
+      state, metrics = self._step(state, *placed, self._seed_key)
+    else:
+      total = self._zeros()
+      for part in placed:
+        total = self._add(total, state.params, part, self._seed_key)
+      state, metrics = self._apply(state, total)
+    if self.compilations() > 1:
+      warnings.warn("the training step was compiled again: its inputs changed shape, type or sharding", RuntimeWarning, stacklevel=1)
+    return state, metrics
+
+  def compilations(self):
+    """How often the program compiled most was compiled; 1 is right."""
+    return max(program._cache_size() for program in (self._step, self._add, self._apply))
+
+  def compile(self, state, batch):
+    """[(name, compiled program)] for trees of ShapeDtypeStructs: the state, and one micro-batch of all hosts."""
+    if self._parts == 1:
+      return [("step", self._step.lower(state, batch, self._seed_key).compile())]
+    total = jax.eval_shape(self._zeros)
+    return [
+      ("micro-batch", self._add.lower(total, state.params, batch, self._seed_key).compile()),
+      ("update", self._apply.lower(state, total).compile()),
+    ]
+
+
+def split(batch, parts):
+  """A batch (a tree of numpy arrays) in `parts` equal ones, row after row."""
+  size = len(batch["index"]) // parts
+  return [{name: np.asarray(a)[first : first + size] for name, a in batch.items()} for first in range(0, size * parts, size)]

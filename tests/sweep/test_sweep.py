@@ -1,0 +1,241 @@
+"""The whole path in miniature: train, sweep, sample; what its files hold and what they depend on."""
+
+import csv
+import dataclasses
+import json
+
+import matplotlib.figure
+import numpy as np
+import pytest
+from PIL import Image
+
+from cfg.base.errors import UserError
+from cfg.data import sources
+from cfg.inference import generator, pictures
+from cfg.report import figures, table
+from cfg.sweep import run
+from cfg.training import loop
+from configs import digits as digits_config
+
+NAMED = ["w", "scale", "fid", "fid_err", "inception_score", "inception_score_err", "label_accuracy", "num_samples", "sampler",
+         "num_steps", "nfe", "seed", "ema", "extractor", "checkpoint_hash"]
+
+
+def small_config():
+  config = digits_config.get_config()
+  config.model.update(dict(ch=8, emb_ch=16, norm_groups=4))
+  config.train.update(dict(batch_size=16, num_steps=6, ema_decays=(0.99, 0.1), log_every_steps=2, heldout_every_steps=6, preview_every_steps=6, checkpoint_every_steps=3))
+  config.heldout.update(dict(num_images=40, batch_size=20, num_bins=4))
+  config.preview.num_per_class = 1
+  config.sampler.num_steps = 4
+  config.sweep.update(dict(w=(0.0, 1.0), num_samples=100, num_blocks=2, batch_size=40))
+  config.judge.update(dict(num_steps=10, ch=8, feature_dim=8, min_accuracy=0.0))
+  return config
+
+
+@pytest.fixture(scope="module")
+def done(digits, mesh1, tmp_path_factory):
+  """(work directory, content of sweep.json, programs compiled for sampling) of a trained and swept miniature."""
+  workdir, config = tmp_path_factory.mktemp("run"), small_config()
+  programs = []
+  original = generator.Generator.__init__
+
+  def watched(self, **kw):
+    original(self, **kw)
+    programs.append(self.program)
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(generator.Generator, "__init__", watched)
+    loop.train(config, dataset=digits, mesh=mesh1, workdir=workdir)
+    content = run.sweep(config, dataset=digits, mesh=mesh1, workdir=workdir)
+  return workdir, content, [p._cache_size() for p in programs]
+
+
+@pytest.mark.smoke
+def test_everything_is_there(done):
+  """Table, pictures, metrics, TensorBoard, checkpoint; a row per strength with what made it; the same in the CSV."""
+  workdir, content, _ = done
+  for name in (*table.FILES, "metrics.jsonl", "checkpoints/6", "previews/step_00000006.png", "parameters.txt", "judge.npz"):
+    assert (workdir / name).exists(), name
+  assert list((workdir / "tensorboard").iterdir())
+  assert json.loads((workdir / "sweep.json").read_text()) == content
+  rows = content["rows"]
+  assert [(r["w"], r["scale"]) for r in rows] == [(0, 1), (1, 2)]
+  for row in rows:
+    assert all(name in row for name in NAMED)
+    assert row["nfe"] == 8 and row["num_samples"] == 100 and row["ema"] == 0.99 and row["extractor"].startswith("digits-judge-")
+  with (workdir / "sweep.csv").open() as f:
+    assert [float(r["fid"]) for r in csv.DictReader(f)] == [r["fid"] for r in rows]
+  assert content["references"][0]["num_samples"] == 100  # as many as a strength has
+  text = table.table(content)
+  assert "not Inception's" in text and content["rows"][0]["extractor"] in text and "real" in text
+  records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+  assert {r["step"] for r in records if "loss" in r} == {2, 4, 6}
+  assert {"heldout/loss_cond", "heldout/loss_null"} <= records[-1].keys() and len(records[-1]) == 1 + 2 * 5
+  for name in ("curve.png", "grid.png", "nearest.png"):
+    assert np.asarray(Image.open(workdir / name)).std() > 0
+
+
+def test_one_compilation_for_all_strengths(done):
+  """The previews' program and the sweep's each served all their strengths with one compilation."""
+  assert done[2] == [1, 1]
+
+
+def test_a_finished_sweep_draws_nothing(done, digits, mesh1, monkeypatch):
+  """Asked again, it reads its rows; sampling would raise here."""
+  workdir, content, _ = done
+  monkeypatch.setattr(generator.Generator, "batches", lambda *a, **k: pytest.fail("it sampled again"))
+  assert run.sweep(small_config(), dataset=digits, mesh=mesh1, workdir=workdir) == content
+
+
+@pytest.mark.parametrize("lost", ["w1.json", "w1.npz"])
+def test_a_lost_row_comes_back_the_same(done, digits, mesh1, lost):
+  """One strength recomputed in batches of another size: the same samples, at most a grey level apart, so the same row nearly."""
+  workdir, content, _ = done
+  folder = next((workdir / "sweep").iterdir())
+  before = np.load(folder / "w1.npz")["images"].astype(int)
+  (folder / lost).unlink()
+  config = small_config()
+  config.sweep.batch_size = 25
+  again = run.sweep(config, dataset=digits, mesh=mesh1, workdir=workdir)
+  assert again["rows"][0] == content["rows"][0]
+  for name in ("fid", "inception_score", "label_accuracy"):
+    assert again["rows"][1][name] == pytest.approx(content["rows"][1][name], rel=0.02, abs=0.011)
+  assert np.abs(np.load(folder / "w1.npz")["images"].astype(int) - before).max() <= 1
+
+
+def test_another_setting_is_another_sweep(done, digits, mesh1):
+  """DDIM and the second average make rows of their own beside the first ones, which stay."""
+  workdir, content, _ = done
+  config = small_config()
+  config.sampler.name, config.sweep.ema, config.sweep.w = "ddim", 0.1, (1.0,)
+  other = run.sweep(config, dataset=digits, mesh=mesh1, workdir=workdir)
+  row = other["rows"][0]
+  assert (row["sampler"], row["ema"]) == ("ddim", 0.1) and row["checkpoint_hash"] != content["rows"][0]["checkpoint_hash"]
+  assert len(list((workdir / "sweep").iterdir())) == 2
+  run.sweep(small_config(), dataset=digits, mesh=mesh1, workdir=workdir)
+  assert table.read(workdir)["rows"][0] == content["rows"][0]
+
+
+def test_strengths_share_their_noise(done):
+  """At an untrained network's zero estimate all strengths would be equal; here they are close, sample by sample, and differ."""
+  folder = next(p for p in (done[0] / "sweep").iterdir() if (p / "w0.npz").exists())
+  a, b = (np.load(folder / f"{name}.npz")["images"].astype(float) for name in ("w0", "w1"))
+  distance = np.abs(a[:, None] - b[None]).mean(axis=(2, 3, 4))
+  assert np.array_equal(distance.argmin(axis=1), np.arange(len(a)))
+
+
+@pytest.mark.parametrize("fields, word", [
+  (dict(num_samples=0), "num_samples is 0"), (dict(num_blocks=1), "2 blocks"), (dict(w=(1.0, 1.0)), "distinct"),
+  (dict(w=(-2.0,)), "w >= -1"), (dict(num_samples=20, num_blocks=2), "features"), (dict(batch_size=0), "sweep.batch_size"),
+])
+def test_settings_that_cannot_give_the_numbers(fields, word, digits, mesh1):
+  """No samples, one block, too small ones, strengths twice: named, with what would do."""
+  config = small_config()
+  config.sweep.update(fields)
+  with pytest.raises(UserError, match=word):
+    config.judge.feature_dim = 16
+    run.check(config, dataset=digits, mesh=mesh1)
+
+
+@pytest.mark.parametrize("num_classes, asked, got", [(10, 100, 100), (10, 101, 120), (7, 100, 112), (1, 35, 36), (100, 35, 200)])
+def test_samples_make_equal_blocks_of_balanced_labels(num_classes, asked, got, mesh1):
+  """Any number of classes: num_samples is rounded up to a multiple of blocks times classes; the config stays as it is."""
+  config = small_config()
+  config.sweep.num_samples = asked
+  settings = run.check_settings(config.sweep, num_classes=num_classes, mesh=mesh1)
+  assert settings.num_samples == got and config.sweep.num_samples == asked and settings.num_blocks == 2
+
+
+def test_too_few_images_are_told_before_training(digits, mesh1):
+  """The sweep's check needs no network: fewer training images than features are an error at once."""
+  config = small_config()
+  few = dataclasses.replace(digits, train=sources.Rows(digits.train, np.arange(8)))
+  with pytest.raises(UserError, match="8 images of the training split .*fid \\(8\\)"):
+    run.check(config, dataset=few, mesh=mesh1)
+
+
+def test_a_poor_judge_is_refused(done, digits, mesh1):
+  """Below judge.min_accuracy there are no numbers."""
+  config = small_config()
+  config.judge.min_accuracy = 1.0
+  with pytest.raises(UserError, match="min_accuracy"):
+    run.sweep(config, dataset=digits, mesh=mesh1, workdir=done[0])
+
+
+def test_samples_of_chosen_classes(done, mesh1, tmp_path):
+  """PNGs, a grid and a JSON; sample i of a class is the same whatever else is asked for, and the sweep's own."""
+  workdir, config = done[0], small_config()
+  out = pictures.sample(config, mesh=mesh1, workdir=workdir, labels=["1", "7"], num=2, w=1.0, seed=0, out=tmp_path / "a")
+  about, rows = json.loads((out / "samples.json").read_text()).values()
+  assert about["data"] == "digits"
+  assert [(r["label"], r["index"]) for r in rows] == [(1, 0), (1, 1), (7, 0), (7, 1)]
+  assert all(r["seed"] == 0 and r["w"] == 1 and r["scale"] == 2 for r in rows)
+  picture = lambda folder, label, i: np.asarray(Image.open(folder / f"class{label:04d}_{i:05d}.png")).astype(int)
+  assert picture(out, 1, 0).shape == (8, 8) and (out / "grid.png").exists()
+  other = pictures.sample(config, mesh=mesh1, workdir=workdir, labels=["7"], num=1, w=1.0, seed=0, out=tmp_path / "b")
+  assert np.abs(picture(other, 7, 0) - picture(out, 7, 0)).max() <= 1
+  folder = next(p for p in (workdir / "sweep").iterdir() if (p / "w0.npz").exists())
+  swept = np.load(folder / "w1.npz")["images"][1, ..., 0].astype(int)  # index 1 has label 1
+  assert np.abs(picture(out, 1, 1) - swept).max() <= 1
+  with pytest.raises(UserError, match="no EMA of decay 0.7"):
+    pictures.sample(config, mesh=mesh1, workdir=workdir, labels=[], num=1, w=0.0, seed=0, ema=0.7)
+
+
+@pytest.mark.smoke
+def test_strength_by_w_or_scale():
+  """scale = 1 + w; both, or nonsense, is refused; neither is w = 1."""
+  assert pictures.parse_strength(w=None, scale=3.0) == 2 and pictures.parse_strength(w=0.0, scale=None) == 0
+  assert pictures.parse_strength(w=None, scale=None) == 1
+  for w, scale in [(1.0, 2.0), (float("nan"), None), (None, -1.0)]:
+    with pytest.raises(UserError):
+      pictures.parse_strength(w=w, scale=scale)
+
+
+@pytest.mark.smoke
+def test_class_by_name_or_number():
+  """Names first, then numbers; what is not there is answered with the nearest names, or the range."""
+  names = ("cat", "dog", "horse", "2")
+  assert [pictures.parse_label(t, names) for t in ("dog", "0", "2")] == [1, 0, 3]
+  with pytest.raises(UserError, match="did you mean 'horse'"):
+    pictures.parse_label("hose", names)
+  for text in ("4", "-1"):
+    with pytest.raises(UserError, match="0 to 3"):
+      pictures.parse_label(text, names)
+
+
+def test_nearest_training_images(digits):
+  """A training image is its own nearest, at distance 0; distances are RMS in [-1, 1] and ascend."""
+  query = digits.train.images[[5, 900]].copy()
+  query[1, 0, 0, 0] ^= 255
+  distance, found = figures.nearest_training(query, digits.train, count=3, batch_size=100)
+  np.testing.assert_array_equal(found[0, 0], query[0])
+  np.testing.assert_array_equal(found[1, 0], digits.train.images[900])
+  assert distance[0, 0] == pytest.approx(0, abs=1e-6) and np.all(np.diff(distance, axis=1) >= 0)
+  exact = np.sqrt(np.mean((query[1].astype(float) - digits.train.images[900]) ** 2)) / 127.5
+  assert distance[1, 0] == pytest.approx(exact, rel=1e-6)
+
+
+@pytest.mark.parametrize("heights", [(0, 1, 2, 3), (3, 2, 1, 0), (2.9, 2.95, 2.95, 3), (0.1, 0.05, 0, 0.1)])
+def test_a_legend_lies_on_no_point(heights):
+  """Whether a curve rises, falls, or stays high or low, the legend is where no point of it is."""
+  drawn = matplotlib.figure.Figure(dpi=120)
+  axes = drawn.subplots()
+  axes.errorbar(range(4), heights, 0.01, label="samples")
+  axes.axhline(1.5, label="real held-out images, N=2050")
+  axes.set_ylim(bottom=0)
+  figures._legend(axes)
+  drawn.canvas.draw()
+  box = axes.get_legend().get_window_extent()
+  assert not any(box.contains(*place) for line in axes.lines for place in line.get_transform().transform(figures._dense(line)))
+
+
+def test_labels_of_strengths_do_not_lie_upon_each_other():
+  """Where points crowd only the first is labelled; where there is room all are."""
+  drawn = matplotlib.figure.Figure(dpi=120)
+  axes = drawn.subplots()
+  across, up = [0, 0.01, 0.02, 1, 2], [3, 2.99, 2.98, 2, 1]
+  axes.plot(across, up)
+  figures._label_strengths(axes, [{"w": w} for w in (0, 0.1, 0.2, 1, 2)], across, up)
+  drawn.canvas.draw()
+  assert [text.get_text() for text in axes.texts] == ["w=0", "w=1", "w=2"]

@@ -1,0 +1,250 @@
+"""The sharded step: any mesh, the same run."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from cfg.base import images, optim, sharding
+from cfg.data import pipeline
+from cfg.models import unet
+from cfg.training import step as train_step
+from cfg.training import watch
+from configs import digits as digits_config
+
+# the key's bias shifts all of a row's attention logits alike: its gradient is zero but for rounding
+ZERO_GRADIENT = ("k", "bias")
+
+
+@pytest.fixture
+def shallow(config):
+  """Gives the config one level, for what does not depend on the network: it compiles in half the time."""
+  config.model.update(ch_mult=(1,), attn_resolutions=())
+
+
+@pytest.fixture(autouse=True, scope="module")
+def plain_start():
+  """Networks that start at ones and zeros: the random start takes a third of the time to compile, and `set_up` adds its own."""
+  shapes_of = lambda model, image_shape: jax.eval_shape(lambda key: original(model, key=key, image_shape=image_shape), jax.random.key(0))
+  one = lambda path, leaf: jnp.full(leaf.shape, float(path[-1].key == "scale"), leaf.dtype)
+  original = unet.init_params
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(unet, "init_params", lambda model, *, key, image_shape: jax.tree.map_with_path(one, shapes_of(model, image_shape)))
+    yield
+
+
+@pytest.fixture
+def meshes(mesh1, mesh8):
+  return [mesh1, sharding.make_mesh(jax.devices()[:2]), mesh8]
+
+
+def set_up(config, mesh):
+  """(model, optimizer, state with parameters that are nowhere zero) on a mesh."""
+  model = unet.from_config(config.model, num_classes=10, image_shape=(8, 8, 1))
+  optimizer = optim.make_optimizer(**config.optimizer)
+  state = train_step.make_state(config, model=model, optimizer=optimizer, image_shape=(8, 8, 1), mesh=mesh)
+  leaves, tree = jax.tree.flatten(jax.device_get(state.params))
+  rng = np.random.default_rng(0)
+  params = jax.tree.unflatten(tree, [p + 0.1 * rng.normal(size=p.shape).astype(p.dtype) for p in leaves])
+  return model, optimizer, state.replace(params=jax.device_put(params, sharding.by_shape(mesh, params)))
+
+
+def batches(digits, count):
+  return list(pipeline.train_stream(digits.train, batch_size=16, seed=0, start_step=0, num_steps=count))
+
+
+def run(config, mesh, data, model, optimizer, state):
+  """(losses, gradient norms, state, cache size) of one step a batch."""
+  step = train_step.TrainStep(config, model=model, optimizer=optimizer, mesh=mesh, state=state)
+  losses, norms = [], []
+  for batch in data:
+    state, metrics = step(state, step.place(batch))
+    losses.append(float(metrics["loss"]))
+    norms.append(float(metrics["grad_norm"]))
+  return np.array(losses), np.array(norms), state, step.compilations()
+
+
+@pytest.mark.usefixtures("shallow")
+def test_any_mesh_trains_alike(config, digits, meshes):
+  """20 steps on 1, 2 and 8 devices: losses agree to 1e-4; one compilation each; the first gradient norm to 1e-5."""
+  config.train.flip = True
+  runs = [run(config, mesh, batches(digits, 20), *set_up(config, mesh)) for mesh in meshes]
+  for losses, norms, state, compilations in runs:
+    np.testing.assert_allclose(losses, runs[0][0], rtol=1e-4)
+    np.testing.assert_allclose(norms[0], runs[0][1][0], rtol=1e-5)
+    assert int(state.step) == 20 and compilations == 1
+  assert runs[0][0][-5:].mean() < runs[0][0][:3].mean()
+
+
+def gradients(config, mesh, digits):
+  """{path: gradient} of the first batch: the change that plain descent at rate 1, without clipping, makes."""
+  model, _, state = set_up(config, mesh)
+  optimizer = optax.sgd(1.0)
+  before = jax.device_get(state.params)
+  state = state.replace(opt_state=optimizer.init(state.params))
+  _, _, after, _ = run(config, mesh, batches(digits, 1), model, optimizer, state)
+  grads = jax.tree.map(lambda a, b: np.float64(a) - b, before, jax.device_get(after.params))
+  return {tuple(p.key for p in path): g for path, g in jax.tree_util.tree_leaves_with_path(grads)}
+
+
+def assert_same_gradients(first, other):
+  """Equal to 1e-5 of the global norm."""
+  norm = np.sqrt(sum(np.sum(g**2) for g in first.values()))
+  for name, grad in first.items():
+    if name[-2:] != ZERO_GRADIENT:
+      # the subtraction that gives the gradient back rounds at the parameters' size
+      np.testing.assert_allclose(other[name], grad, atol=1e-5 * norm + 5e-7, rtol=0, err_msg=str(name))
+
+
+@pytest.fixture(scope="module")
+def reference_gradients(digits, mesh1):
+  """Of the whole batch at once on one device."""
+  config = digits_config.get_config()
+  config.model.update(ch=8, emb_ch=16, norm_groups=4)
+  config.train.batch_size = 16
+  return gradients(config, mesh1, digits)
+
+
+def test_gradients_agree_on_any_mesh(config, digits, meshes, reference_gradients):
+  """At equal parameters every gradient agrees to 1e-5 of the global norm on 1, 2 and 8 devices."""
+  for mesh in meshes[1:]:
+    assert_same_gradients(reference_gradients, gradients(config, mesh, digits))
+
+
+@pytest.mark.parametrize("devices, parts", [(1, 4), (4, 2)])
+def test_micro_batches_have_the_gradient_of_the_batch(config, digits, reference_gradients, devices, parts):
+  """Accumulated over micro-batches, on any mesh, the gradient is the big batch's to 1e-5 of its norm."""
+  config.train.accumulate = parts
+  assert_same_gradients(reference_gradients, gradients(config, sharding.make_mesh(jax.devices()[:devices]), digits))
+
+
+def test_remat_has_the_same_gradient(config, digits, mesh1, reference_gradients):
+  """Recomputing blocks changes no gradient of the step."""
+  config.model.remat = True
+  assert_same_gradients(reference_gradients, gradients(config, mesh1, digits))
+
+
+@pytest.mark.parametrize("devices, fsdp, parts", [(8, 8, 1), (4, 2, 2)])
+def test_split_parameters_have_the_same_gradient(config, digits, reference_gradients, monkeypatch, devices, fsdp, parts):
+  """With parameters, moments and averages split over devices, with micro-batches or without."""
+  monkeypatch.setattr(sharding, "SMALLEST_SPLIT", 64)
+  config.train.accumulate = parts
+  mesh = sharding.make_mesh(jax.devices()[:devices], fsdp=fsdp)
+  assert_same_gradients(reference_gradients, gradients(config, mesh, digits))
+
+
+def test_what_is_split_where():
+  """The largest dimension that divides, the last of equal ones; small arrays and odd ones whole; without fsdp all."""
+  shapes = [(3, 3, 64, 256), (512, 128), (256, 256), (3, 3, 4, 4), (7, 5, 1001), (6, 3000)]
+  tree = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+  axes = lambda fsdp: [list(s.spec).index("fsdp") if "fsdp" in s.spec else None for s in sharding.by_shape(sharding.make_mesh(jax.devices()[:8], fsdp=fsdp), tree)]
+  assert axes(4) == [3, 0, 1, None, None, 1]
+  assert axes(1) == [None] * 6
+
+
+@pytest.mark.usefixtures("shallow")
+def test_split_parameters_train_alike(config, digits, mesh8, monkeypatch):
+  """Eight steps of the whole optimizer, split eight ways and not: the same losses and averages; large arrays are split, and stay so."""
+  whole = run(config, mesh8, batches(digits, 8), *set_up(config, mesh8))
+  monkeypatch.setattr(sharding, "SMALLEST_SPLIT", 64)
+  mesh = sharding.make_mesh(jax.devices()[:8], fsdp=8)
+  split = run(config, mesh, batches(digits, 8), *set_up(config, mesh))
+  np.testing.assert_allclose(split[0], whole[0], rtol=1e-4)
+  for tree in (split[2].params, split[2].ema, split[2].opt_state):
+    for leaf in jax.tree.leaves(tree):
+      large = leaf.size >= 64 and any(n % 8 == 0 for n in leaf.shape)
+      assert leaf.sharding.is_fully_replicated != large
+      assert leaf.addressable_shards[0].data.size == leaf.size // (8 if large else 1)
+  compare = lambda a, b: np.testing.assert_allclose(np.asarray(a), np.asarray(b), atol=2e-3)
+  jax.tree.map(compare, split[2].ema, whole[2].ema)
+
+
+@pytest.mark.usefixtures("shallow")
+def test_a_second_compilation_is_noticed(config, digits, mesh1):
+  """A batch of another shape makes the step compile again, which warns: an error in tests, where warnings are."""
+  model, optimizer, state = set_up(config, mesh1)
+  step = train_step.TrainStep(config, model=model, optimizer=optimizer, mesh=mesh1, state=state)
+  batch = batches(digits, 1)[0]
+  state, _ = step(state, step.place(batch))
+  state, _ = step(state, step.place(batch))
+  with pytest.raises(RuntimeWarning, match="compiled again"):
+    step(state, step.place({name: value[:8] for name, value in batch.items()}))
+
+
+@pytest.mark.usefixtures("shallow")
+def test_dropout_masks_differ_between_micro_batches_and_steps(config, digits, mesh1):
+  """Network dropout draws anew for each (micro-)batch: the same rows under another first index have another loss."""
+  config.model.dropout = 0.5
+  config.optimizer.learning_rate = 0.0
+  batch = batches(digits, 1)[0]
+  first = {name: value[:8] for name, value in batch.items()}
+  order = np.array([1, 0, *range(2, 8)])
+  swapped = {name: value[order] for name, value in first.items()}
+  losses = run(config, mesh1, [first, first, swapped], *set_up(config, mesh1))[0]
+  assert losses[0] == losses[1] and abs(losses[0] - losses[2]) > 1e-5
+
+
+@pytest.mark.usefixtures("shallow")
+def test_loss_does_not_depend_on_the_order_of_rows(config, digits, mesh1):
+  """A permuted batch, its indices with it, has the same loss: noise, level, drop and flip follow the index alone."""
+  config.train.flip = True
+  batch = batches(digits, 1)[0]
+  order = np.random.default_rng(0).permutation(16)
+  shuffled = {name: value[order] for name, value in batch.items()}
+  renumbered = {**batch, "index": batch["index"][::-1].copy()}
+  # a learning rate of zero keeps the parameters, so that one program serves all three
+  config.optimizer.learning_rate = 0.0
+  loss = run(config, mesh1, [batch, shuffled, renumbered], *set_up(config, mesh1))[0]
+  assert loss[0] == pytest.approx(loss[1], rel=1e-6)
+  assert abs(loss[0] - loss[2]) > 1e-4
+
+
+def test_flip_mirrors_some():
+  """random_flip mirrors about half of the rows, exactly, each from its own key."""
+  x = jax.random.normal(jax.random.key(0), (200, 2, 3, 1))
+  out = np.asarray(images.random_flip(keys=jax.random.split(jax.random.key(1), 200), x=x))
+  mirrored = np.array([np.array_equal(a, b[:, ::-1]) for a, b in zip(out, np.asarray(x))])
+  kept = np.array([np.array_equal(a, b) for a, b in zip(out, np.asarray(x))])
+  assert np.all(mirrored ^ kept) and 60 < mirrored.sum() < 140
+
+
+@pytest.mark.usefixtures("shallow")
+def test_heldout_errors_are_fixed_and_tell_labels_apart(config, digits, mesh1):
+  """The same noise at every call, a level in each equal part of u, and another number for the null label."""
+  model, _, state = set_up(config, mesh1)
+  config.heldout.num_images = 20
+  watcher = watch.Watcher(config, model=model, dataset=digits, mesh=mesh1, workdir=".")
+  first = watcher.heldout(state.params)
+  assert first == watcher.heldout(state.params)
+  bins = [v for name, v in first.items() if name.startswith("heldout/loss_cond/")]
+  assert len(bins) == config.heldout.num_bins
+  assert first["heldout/loss_cond"] == pytest.approx(np.mean(bins))
+  assert first["heldout/loss_cond"] != first["heldout/loss_null"]
+  # the batch it is computed in does not matter
+  config.heldout.batch_size = 7
+  again = watch.Watcher(config, model=model, dataset=digits, mesh=mesh1, workdir=".").heldout(state.params)
+  for name, value in first.items():
+    assert again[name] == pytest.approx(value, rel=1e-4)
+
+
+@pytest.mark.usefixtures("shallow")
+def test_heldout_levels_cover_the_schedule(config, mesh1):
+  """With eps_hat = 0 (parameters at the start) every error is mean eps^2: near 1 in each bin, for both labels."""
+  model = unet.from_config(config.model, num_classes=10, image_shape=(8, 8, 1))
+  params = jax.jit(lambda k: unet.init_params(model, key=k, image_shape=(8, 8, 1)))(jax.random.key(0))
+  batch = {"image": jnp.zeros((30, 8, 8, 1), jnp.uint8), "label": jnp.zeros(30, jnp.int32), "index": jnp.arange(30, dtype=jnp.uint32)}
+  errors = watch.heldout_errors(params, batch, jax.random.key(0), model=model, logsnr_fn=lambda u: 20 - 40 * u, num_bins=4)
+  assert errors.shape == (30, 4, 2)
+  np.testing.assert_allclose(errors.mean(axis=0), 1.0, atol=0.15)
+  np.testing.assert_array_equal(errors[..., 0], errors[..., 1])
+
+
+@pytest.mark.usefixtures("shallow")
+def test_previews_without_label_dropout(config, digits, mesh1, tmp_path):
+  """With p_uncond = 0 there is nothing to mix: the preview shows w = 0, even if the config names other strengths alone."""
+  config.train.p_uncond, config.preview.w = 0.0, (1.0, 2.0)
+  config.preview.update(num_classes=2, num_per_class=1)
+  model, _, state = set_up(config, mesh1)
+  sheet = watch.Watcher(config, model=model, dataset=digits, mesh=mesh1, workdir=tmp_path).preview(state.params, 1)
+  assert sheet.ndim == 3 and (tmp_path / "previews" / "step_00000001.png").exists()
