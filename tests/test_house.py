@@ -33,9 +33,9 @@ INSIDE = {
   "data.preparing": "inputs; cifar10 imagenet; trees; parts",
   "metrics": "summary reference; scores pairwise; statistics",
   "base": (
-    "logs checkpoint images sharding config runtime optim flops; pickles files errors"
+    "checkpoint images sharding config logs pickles; files trees runtime optim flops errors"
   ),
-  "": "guidance losses sampling; diffusion schedules",
+  "": "losses sampling; guidance; diffusion schedules",
 }
 HOMES = {
   "orbax": {"base.checkpoint"},

@@ -152,13 +152,3 @@ def _hash_files(directory):
     with path.open("rb") as f:
       hashes[path.relative_to(directory).as_posix()] = hashlib.file_digest(f, "sha256").hexdigest()
   return hashes
-
-
-def tree_hash(tree):
-  """SHA-256 over paths, shapes, dtypes and bytes of a tree of arrays: equal trees, equal hash, on any device."""
-  digest = hashlib.sha256()
-  for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-    leaf = np.ascontiguousarray(leaf)
-    digest.update(f"{jax.tree_util.keystr(path)} {leaf.shape} {leaf.dtype}\n".encode())
-    digest.update(leaf.tobytes())
-  return digest.hexdigest()

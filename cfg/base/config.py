@@ -6,6 +6,7 @@ import json
 import ml_collections
 from ml_collections import config_dict
 
+from cfg.base import trees
 from cfg.base.errors import UserError
 
 # these may change while a run goes on, or after it: they alter how far, how fast and how
@@ -43,28 +44,9 @@ def from_json(values):
   return ml_collections.ConfigDict(restore(values))
 
 
-def flatten(tree, *, separator=".", prefix=""):
-  """{"train.batch_size": 128, ...} of nested dicts."""
-  flat = {}
-  for key, value in tree.items():
-    name = f"{prefix}{key}"
-    if isinstance(value, dict):
-      flat.update(flatten(value, separator=separator, prefix=f"{name}{separator}"))
-    else:
-      flat[name] = value
-  return flat
-
-
-def unflatten(flat, *, separator="."):
-  """The inverse of `flatten`."""
-  tree = {}
-  for name, value in flat.items():
-    *parents, leaf = name.split(separator)
-    node = tree
-    for parent in parents:
-      node = node.setdefault(parent, {})
-    node[leaf] = value
-  return tree
+def ema_name(decay):
+  """The key of an average: 0.9999 -> "0.9999"."""
+  return f"{float(decay):.10g}"
 
 
 def check_values(config):
@@ -107,7 +89,7 @@ def check_guidable(config, strengths):
 def training_identity(config, sections=TRAINING_SECTIONS):
   """The flattened fields that decide what a training run computes."""
   config = config if isinstance(config, dict) else to_json(config)
-  flat = flatten({section: config[section] for section in sections})
+  flat = trees.flatten({section: config[section] for section in sections}, separator=".")
   return {name: value for name, value in flat.items() if name not in FREE}
 
 

@@ -72,7 +72,8 @@ def open_reference(path, *, placed, batch_size):
     images = inputs.open_images(path)
     measured, digest = measure_images(images, placed=placed, batch_size=batch_size)
     return reference.of(measured, about={"name": path.name, **images.about}, sha256=digest)
-  found, info = reference.read(path), placed.extractor.info
+  found = reference.read(path, dims=placed.extractor.dims)
+  info = placed.extractor.info
   theirs = found.about.get("extractor_sha256", info["weights_sha256"])
   if theirs != info["weights_sha256"]:
     raise UserError(

@@ -8,8 +8,8 @@ import pathlib
 import jax
 import numpy as np
 
-from cfg.base import checkpoint, files, logs, optim, sharding
 from cfg.base import config as config_lib
+from cfg.base import files, logs, optim, sharding, trees
 from cfg.base.errors import UserError
 from cfg.data import pipeline
 from cfg.features import cifar_resnet, inception, judge
@@ -22,7 +22,6 @@ from cfg.models import judge as judge_lib
 
 log = logging.getLogger(__name__)
 
-SEPARATOR = "/"
 # what to do about an accuracy that is too low
 TRAINED_REMEDY = "Train it longer (judge.num_steps), make it larger (judge.ch)"
 PUBLISHED_REMEDY = "See that the data are CIFAR-10 in its own order of classes, give another file (judge.path)"
@@ -133,7 +132,7 @@ def _trained(config, *, dataset, workdir):
 def _published(config, *, dataset, workdir):
   """The classifier in config.judge.path, its held-out accuracy read from <name>.json, or measured and written there."""
   model, params = cifar_resnet_files.read(config.judge.path)
-  about = {"weights_sha256": checkpoint.tree_hash(params), "file": pathlib.Path(config.judge.path).name}
+  about = {"weights_sha256": trees.tree_hash(params), "file": pathlib.Path(config.judge.path).name}
   extractor = cifar_resnet.make_extractor(model=model, params=params, info=about)
   path = workdir / f"{extractor.name}.json"
   identity = config_lib.data_identity(config, dataset, heldout=len(dataset.heldout), weights=about["weights_sha256"])
@@ -159,7 +158,7 @@ def _train(config, *, model, dataset):
       model=model, optimizer=optimizer, seed=config.seed, num_steps=section.num_steps,
       image_shape=dataset.image_shape, stream=stream, on_step=progress.update,
     )
-  info = {"weights_sha256": checkpoint.tree_hash(params)}
+  info = {"weights_sha256": trees.tree_hash(params)}
   extractor = judge.make_extractor(model=model, params=params, dataset_name=dataset.name, info=info)
   placed = features.Placed(extractor, sharding.make_mesh(jax.devices()[:1]))
   for name, source in (("train", dataset.train), ("heldout", dataset.heldout)):
@@ -168,7 +167,7 @@ def _train(config, *, model, dataset):
 
 
 def _write(path, params, info):
-  files.write_npz(path, {**config_lib.flatten(params, separator=SEPARATOR), "info": np.asarray(json.dumps(info))})
+  files.write_npz(path, {**trees.flatten(params), "info": np.asarray(json.dumps(info))})
 
 
 def _read(path, identity):
@@ -184,8 +183,8 @@ def _read(path, identity):
   if info.get("identity") != identity:
     log.info("%s was made for another config: the judge is trained anew", path)
     return None
-  params = config_lib.unflatten(arrays, separator=SEPARATOR)
-  if checkpoint.tree_hash(params) != info["weights_sha256"]:
+  params = trees.unflatten(arrays)
+  if trees.tree_hash(params) != info["weights_sha256"]:
     log.warning("%s differs from its hash: the judge is trained anew", path)
     return None
   return params, info

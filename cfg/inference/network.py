@@ -5,12 +5,11 @@ import pathlib
 
 import jax
 
-from cfg.base import checkpoint, sharding
+from cfg.base import checkpoint, sharding, trees
 from cfg.base import config as config_lib
 from cfg.base.errors import UserError, nearest
 from cfg.interop import weights
 from cfg.models import unet
-from cfg.training import state as train_state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +55,8 @@ def open_trained(path, *, config=None, mesh=None, ema=None):
     params, meta, sections = *_from_checkpoint(path, ema), config_lib.TRAINING_SECTIONS
   elif file.is_file():
     params, meta, sections = *weights.read(file), ("model",)
-    if ema is not None and train_state.ema_name(ema) != meta["ema"]:
-      raise UserError(f"{str(file)!r} holds the EMA of decay {meta['ema']} alone, not {train_state.ema_name(ema)}.")
+    if ema is not None and config_lib.ema_name(ema) != meta["ema"]:
+      raise UserError(f"{str(file)!r} holds the EMA of decay {meta['ema']} alone, not {config_lib.ema_name(ema)}.")
   else:
     raise UserError(f"there is no checkpoint in {str(path)!r}: train first (--mode=train), or give the --workdir of a trained model.")
   if config is not None:
@@ -74,7 +73,7 @@ def open_trained(path, *, config=None, mesh=None, ema=None):
     class_names=class_names,
     image_shape=image_shape,
     data_name=meta["data_name"],
-    checkpoint_hash=checkpoint.tree_hash(params),
+    checkpoint_hash=trees.tree_hash(params),
     config=stored,
   )
 
@@ -86,7 +85,7 @@ def _from_checkpoint(workdir, ema):
   if restored is None:
     raise UserError(f"there is no checkpoint in {str(workdir)!r}: train first (--mode=train), or give the --workdir of a trained model.")
   step, state, meta = restored
-  name = train_state.ema_name(meta["config"]["train"]["ema_decays"][0] if ema is None else ema)
+  name = config_lib.ema_name(meta["config"]["train"]["ema_decays"][0] if ema is None else ema)
   if name not in state["ema"]:
     raise UserError(f"there is no EMA of decay {name} in {str(workdir)!r}: {nearest(name, state['ema'])} Choose one of them.")
   return state["ema"][name], {**meta, "step": step, "ema": name}
@@ -95,8 +94,8 @@ def _from_checkpoint(workdir, ema):
 def check_params(params, *, model, image_shape, path):
   """Raise UserError unless `params` has the names and shapes of `model`'s."""
   shapes = jax.eval_shape(lambda key: unet.init_params(model, key=key, image_shape=image_shape), jax.random.key(0))
-  ours = {name: leaf.shape for name, leaf in config_lib.flatten(shapes, separator="/").items()}
-  theirs = {name: leaf.shape for name, leaf in config_lib.flatten(params, separator="/").items()}
+  ours = {name: leaf.shape for name, leaf in trees.flatten(shapes).items()}
+  theirs = {name: leaf.shape for name, leaf in trees.flatten(params).items()}
   wrong = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
   if wrong:
     name = wrong[0]

@@ -8,7 +8,7 @@ import pathlib
 
 import numpy as np
 
-from cfg.base import config as config_lib
+from cfg.base import trees
 from cfg.base.errors import UserError
 from cfg.interop import arrays as arrays_lib
 from cfg.interop import torch_file
@@ -42,7 +42,7 @@ def convert(arrays):
   model = cifar_resnet.CifarResNet(num_blocks=len({name.split(".")[1] for name in arrays if name.startswith("layer1.")}) or 1)
   wanted = layout(model.num_blocks)
   arrays_lib.check(arrays, {name: shape for name, (_, shape) in wanted.items()})
-  return model, config_lib.unflatten({ours: _ours(arrays[name]) for name, (ours, _) in wanted.items()}, separator="/")
+  return model, trees.unflatten({ours: _ours(arrays[name]) for name, (ours, _) in wanted.items()})
 
 
 def layout(num_blocks):

@@ -18,8 +18,7 @@ import zipfile
 import numpy as np
 import safetensors
 
-from cfg.base import checkpoint, files, logs
-from cfg.base import config as config_lib
+from cfg.base import files, logs, trees
 from cfg.base.errors import UserError, run_command
 from cfg.interop import arrays as arrays_lib
 from cfg.interop import inception_formats as formats
@@ -38,7 +37,7 @@ TIMEOUT_S = 30
 def read(path):
   """(params, info) of a file of the Inception network of 2015-12-05: the parameters of models.inception and where they are from.
 
-  `info` has "format", "file", "weights_sha256" (checkpoint.tree_hash) and "complete". An .npz or .safetensors file may
+  `info` has "format", "file", "weights_sha256" (trees.tree_hash) and "complete". An .npz or .safetensors file may
   lack the last blocks, and is then not complete; models.inception.available says what it is enough for.
 
   Raises:
@@ -52,17 +51,17 @@ def read(path):
     raise UserError(f"{str(path)!r}, read as {kind}, is not the Inception network of 2015-12-05: {e}") from e
   if strange := [name for name, a in flat.items() if not np.isfinite(a).all()]:
     raise UserError(f"{str(path)!r}, read as {kind}, is damaged: {arrays_lib.some(strange)} has numbers that are not finite.")
-  params = config_lib.unflatten(flat, separator="/")
+  params = trees.unflatten(flat)
   if not inception.available(params):
     missing = [name for name in inception.needed("spatial") if name not in flat]
     raise UserError(f"{str(path)!r}, read as {kind}, has too little of the Inception network for any output: it lacks {arrays_lib.some(missing)}.")
   complete = flat.keys() == inception.layout().keys()
-  return params, {"format": kind, "file": path.name, "weights_sha256": checkpoint.tree_hash(params), "complete": complete}
+  return params, {"format": kind, "file": path.name, "weights_sha256": trees.tree_hash(params), "complete": complete}
 
 
 def write(path, params):
   """Write parameters, complete or not, to a .safetensors file that `read` gives back bit by bit."""
-  weights.save(path, params, metadata={"format": FORMAT, "weights_sha256": checkpoint.tree_hash(params)})
+  weights.save(path, params, metadata={"format": FORMAT, "weights_sha256": trees.tree_hash(params)})
 
 
 def _reader(path):
@@ -104,7 +103,7 @@ def _read_safetensors(path):
   if about.get("format") != FORMAT:
     raise UserError(f"its metadata has format {about.get('format')!r}, not {FORMAT!r}.")
   arrays_lib.check(arrays, inception.layout(), optional=inception.layout())
-  if checkpoint.tree_hash(config_lib.unflatten(arrays, separator="/")) != about.get("weights_sha256"):
+  if trees.tree_hash(trees.unflatten(arrays)) != about.get("weights_sha256"):
     raise UserError("its arrays differ from the hash that was written with them: it is damaged.")
   return arrays
 

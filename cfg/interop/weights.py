@@ -12,8 +12,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from cfg.base import config as config_lib
-from cfg.base import files
+from cfg.base import files, trees
 from cfg.base.errors import UserError
 
 FORMAT = "cfg-1"
@@ -32,7 +31,7 @@ def write(path, *, params, meta):
 
 def save(path, params, *, metadata):
   """Write a tree of arrays, named by their paths, and {name: text} to a safetensors file."""
-  arrays = {name: np.ascontiguousarray(a) for name, a in config_lib.flatten(params, separator="/").items()}
+  arrays = {name: np.ascontiguousarray(a) for name, a in trees.flatten(params).items()}
   content = safetensors.numpy.save(arrays, metadata=metadata)
   with files.replacing(pathlib.Path(path)) as temporary:
     temporary.write_bytes(content)
@@ -45,7 +44,7 @@ def read(path):
     UserError: not such a file, or damaged.
   """
   with _opened(path) as (file, meta):
-    return config_lib.unflatten({name: file.get_tensor(name) for name in file.keys()}, separator="/"), meta
+    return trees.unflatten({name: file.get_tensor(name) for name in file.keys()}), meta
 
 
 def read_meta(path):

@@ -15,7 +15,6 @@ import numpy as np
 from cfg.base import files
 from cfg.base.errors import UserError
 from cfg.metrics import statistics
-from cfg.models import inception
 
 FORMAT = "cfg-reference-1"
 # images whose features are kept for precision, recall and KID; ADM's evaluator has as many
@@ -64,8 +63,12 @@ def write(path, found):
   files.write_npz(pathlib.Path(path), {**arrays, "features": np.asarray(features, np.float32)})
 
 
-def read(path):
+def read(path, *, dims=None):
   """The Reference in a file of ours, ADM's or EDM's.
+
+  Args:
+    path: of the file.
+    dims: {output: number of features} of the network that it is to be used with, where known.
 
   Raises:
     UserError: none of these, or a damaged one.
@@ -90,7 +93,7 @@ def read(path):
       f"the reference {str(path)!r} has {', '.join(arrays) or 'nothing'}: it must be a file of --make_reference, or have mu and sigma as ADM's and EDM's."
     )
   for space, stats in gaussians.items():
-    dim = inception.OUTPUTS[space].dim if space in inception.OUTPUTS else stats.mean.size
+    dim = (dims or {}).get(space, stats.mean.size)
     if stats.mean.shape != (dim,) or stats.cov.shape != (dim, dim) or not np.isfinite(stats.cov).all():
       raise UserError(f"the reference {str(path)!r} has a mean of {list(stats.mean.shape)} and a covariance of {list(stats.cov.shape)} in {space}, which has {dim} features.")
   with path.open("rb") as file:

@@ -6,6 +6,8 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from cfg.base import config
+
 
 @flax.struct.dataclass
 class TrainState:
@@ -29,14 +31,9 @@ def create(*, params, optimizer, ema_decays):
   return TrainState(
     step=jnp.zeros((), jnp.int32),
     params=params,
-    ema={ema_name(d): jax.tree.map(jnp.copy, params) for d in ema_decays},
+    ema={config.ema_name(d): jax.tree.map(jnp.copy, params) for d in ema_decays},
     opt_state=optimizer.init(params),
   )
-
-
-def ema_name(decay):
-  """The key of an average: 0.9999 -> "0.9999"."""
-  return f"{float(decay):.10g}"
 
 
 def update_ema(ema, *, params, step):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cfg import losses, schedules
+from cfg.base import config as config_lib
 from cfg.base import images, sharding
 from cfg.data import pipeline
 from cfg.features import extractor as extractor_lib
@@ -15,7 +16,6 @@ from cfg.features import placed, references, select
 from cfg.inference.generator import Generator
 from cfg.metrics import statistics, summary
 from cfg.models import unet
-from cfg.training import state as train_state
 
 
 def heldout_errors(params, batch, key, *, model, logsnr_fn, num_bins):
@@ -166,7 +166,7 @@ class Observer:
       self._meter.add(jax.device_get(self._pending))
     self._pending = metrics
     config, is_due = self._config, lambda every: due(step, every, self._config.num_steps)
-    params = lambda: self._watcher.place(state.ema[train_state.ema_name(config.ema_decays[0])])
+    params = lambda: self._watcher.place(state.ema[config_lib.ema_name(config.ema_decays[0])])
     if is_due(config.log_every_steps):
       self._log.scalars(step, self._meter.flush())
     if is_due(config.heldout_every_steps):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cfg.base import checkpoint, sharding
+from cfg.base import checkpoint, sharding, trees
 from cfg.base import config as config_lib
 from cfg.base.errors import UserError
 
@@ -38,9 +38,9 @@ def test_round_trip(saved, mesh8):
     assert sorted(p.name for p in (saved / "checkpoints").glob("*.json")) == ["1.sha256.json", "2.sha256.json"]
     step, state, meta = checkpoints.restore()
     assert step == 2 and meta == checkpoint.read_meta(saved) == {"step": 2, "config": {"a": [1, 2]}}
-    assert checkpoint.tree_hash(state) == checkpoint.tree_hash(tree(2))
+    assert trees.tree_hash(state) == trees.tree_hash(tree(2))
     _, placed, _ = checkpoints.restore(target=jax.device_put(tree(0), sharding.replicated(mesh8)))
-    assert checkpoint.tree_hash(placed) == checkpoint.tree_hash(tree(2))
+    assert trees.tree_hash(placed) == trees.tree_hash(tree(2))
     assert placed["params"]["a"].sharding == sharding.replicated(mesh8)
 
 
@@ -57,11 +57,11 @@ def test_a_damaged_step_falls_back(saved, caplog, damage):
   with caplog.at_level(logging.WARNING, "cfg"), checkpoint.Checkpoints(saved) as checkpoints:
     assert not checkpoints.intact(2) and checkpoints.intact(1)
     step, state, _ = checkpoints.restore()
-    assert step == 1 and checkpoint.tree_hash(state) == checkpoint.tree_hash(tree(1))
+    assert step == 1 and trees.tree_hash(state) == trees.tree_hash(tree(1))
     assert "content differs from its hash" in caplog.text
     checkpoints.discard_after(1)
     checkpoints.save(2, state=tree(5), meta={})
-    assert checkpoint.tree_hash(checkpoints.restore()[1]) == checkpoint.tree_hash(tree(5))
+    assert trees.tree_hash(checkpoints.restore()[1]) == trees.tree_hash(tree(5))
 
 
 def test_a_step_without_manifest_is_taken(saved):
@@ -86,12 +86,12 @@ def test_nothing_intact_is_an_error_and_nothing_there_is_none(saved, tmp_path_fa
 def test_tree_hash_sees_everything(mesh8):
   """Equal trees on any device have one hash; a value, dtype, shape or name changes it."""
   base = tree(0)
-  digest = checkpoint.tree_hash(base)
-  assert checkpoint.tree_hash(jax.device_put(base, sharding.replicated(mesh8))) == digest
-  assert checkpoint.tree_hash(jax.tree.map(np.asarray, base)) == digest
+  digest = trees.tree_hash(base)
+  assert trees.tree_hash(jax.device_put(base, sharding.replicated(mesh8))) == digest
+  assert trees.tree_hash(jax.tree.map(np.asarray, base)) == digest
   a, b = base["params"]["a"], base["params"]["b"]
   others = [{"a": a.at[0, 0].add(1e-6), "b": b}, {"a": a.astype(jnp.bfloat16), "b": b}, {"a": a.reshape(8, 64), "b": b}, {"a": a, "c": b}]
-  assert len({digest, *(checkpoint.tree_hash({**base, "params": p}) for p in others)}) == 5
+  assert len({digest, *(trees.tree_hash({**base, "params": p}) for p in others)}) == 5
 
 
 def test_same_run(config, tmp_path):
@@ -114,8 +114,8 @@ def test_same_run(config, tmp_path):
 def test_flatten_and_back(config):
   """unflatten is the inverse of flatten."""
   values = config_lib.to_json(config)
-  flat = config_lib.flatten(values)
-  assert flat["train.batch_size"] == 16 and config_lib.unflatten(flat) == values
+  flat = trees.flatten(values, separator=".")
+  assert flat["train.batch_size"] == 16 and trees.unflatten(flat, separator=".") == values
 
 
 @pytest.mark.parametrize("section, field, value", [("train", "p_uncond", 1.5), ("train", "num_steps", 0), ("train", "ema_decays", (1.0,)), ("schedule", "logsnr_min", 30.0)])

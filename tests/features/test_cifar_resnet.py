@@ -11,7 +11,7 @@ import paths
 import pytest
 from torch_files import write_torch
 
-from cfg.base import checkpoint, files, sharding
+from cfg.base import files, sharding, trees
 from cfg.base.errors import UserError
 from cfg.data import sources
 from cfg.features import cifar_resnet as evaluation
@@ -40,7 +40,7 @@ def npz(tmp_path):
 
 def extractor_of(arrays):
   model, params = interop.convert(arrays)
-  return evaluation.make_extractor(model=model, params=params, info={"weights_sha256": checkpoint.tree_hash(params)})
+  return evaluation.make_extractor(model=model, params=params, info={"weights_sha256": trees.tree_hash(params)})
 
 
 @pytest.mark.smoke
@@ -64,7 +64,7 @@ def test_the_published_networks_themselves(name, depth, correct, mesh1):
   decode = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(decode)
   images, labels = decode.cifar10_batch(shared("cifar10/test_batch.npz"))
-  extractor = evaluation.make_extractor(model=model, params=params, info={"weights_sha256": checkpoint.tree_hash(params)})
+  extractor = evaluation.make_extractor(model=model, params=params, info={"weights_sha256": trees.tree_hash(params)})
   assert features.Placed(extractor, mesh1).accuracy(sources.ArraySource(images[:1000], labels[:1000]), batch_size=250) == correct / 1000
 
 
@@ -90,7 +90,7 @@ def test_upstream_files_and_npz_are_one_network(npz, tmp_path):
   model, params = interop.read(npz)
   for name in ("a.th", "b.pt"):
     other_model, other = interop.read(tmp_path / name)
-    assert other_model == model and checkpoint.tree_hash(other) == checkpoint.tree_hash(params)
+    assert other_model == model and trees.tree_hash(other) == trees.tree_hash(params)
   np.testing.assert_array_equal(params["logits"]["kernel"], arrays["linear.weight"].T)
 
 
@@ -171,7 +171,7 @@ def test_the_judge_is_the_file(judged, npz, tmp_path):
   """judge.path makes the extractor: its name, hash and accuracy; nothing is trained, and no weights are written."""
   get, config, labels, _ = judged
   extractor = get(labels)
-  sha = checkpoint.tree_hash(interop.read(npz)[1])
+  sha = trees.tree_hash(interop.read(npz)[1])
   assert extractor.name == f"cifar-resnet8-{sha[:8]}" and extractor.dims == {"judge": 64, "judge_logits": 10}
   assert {k: v for k, v in extractor.info.items() if k != "identity"} == {"weights_sha256": sha, "file": "resnet8.npz", "heldout_accuracy": 0.75}
   assert [p.name for p in (tmp_path / "work").iterdir()] == [f"{extractor.name}.json"]
@@ -217,7 +217,7 @@ def test_what_it_cannot_judge_is_refused(judged):
 def test_a_config_from_before_the_field(config, tmp_path, monkeypatch):
   """The config in an older work directory has no judge.path: its judge is trained, and a trained one is still known for its own."""
   monkeypatch.setattr(select, "_train", lambda config, **_: ({"w": np.zeros(2, np.float32)}, {
-    "weights_sha256": checkpoint.tree_hash({"w": np.zeros(2, np.float32)}), "heldout_accuracy": 1.0}))
+    "weights_sha256": trees.tree_hash({"w": np.zeros(2, np.float32)}), "heldout_accuracy": 1.0}))
   dataset = dataset_of(np.zeros(8))
   select.get_judge(config, dataset=dataset, workdir=tmp_path)
   monkeypatch.setattr(select, "_train", lambda *_, **__: pytest.fail("it was trained again"))

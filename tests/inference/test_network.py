@@ -13,7 +13,7 @@ import pytest
 import safetensors.numpy
 from adm_reference import Reference, Variant
 
-from cfg.base import checkpoint, optim, sharding
+from cfg.base import checkpoint, optim, sharding, trees
 from cfg.base import config as config_lib
 from cfg.base.errors import UserError
 from cfg.inference import network as trained
@@ -45,7 +45,7 @@ def workdir(tmp_path_factory):
   meta = {"step": 3, "config": config_lib.to_json(config), "data_name": "digits", "class_names": list("0123456789"), "image_shape": [8, 8, 1]}
   with checkpoint.Checkpoints(path) as checkpoints:
     checkpoints.save(3, state=state, meta=meta)
-  return path, checkpoint.tree_hash(state.ema["0.99"])
+  return path, trees.tree_hash(state.ema["0.99"])
 
 
 def test_a_work_directory_knows_its_config(workdir, tmp_path):

@@ -12,8 +12,7 @@ import safetensors.numpy
 from inception_files import shared
 from torch_files import write_torch
 
-from cfg.base import checkpoint, files
-from cfg.base import config as config_lib
+from cfg.base import files, trees
 from cfg.base.errors import UserError
 from cfg.interop import inception as interop
 from cfg.models import inception
@@ -42,7 +41,7 @@ def weights(pth):
 def test_every_format_is_the_same_network(state, weights, tmp_path):
   """The graph (.pb), the folded arrays and our own file of the same weights give the parameters of the port's file, bit by bit, whatever their names."""
   params, info = weights
-  assert info == {"format": "PyTorch", "file": "pt_inception.pth", "weights_sha256": checkpoint.tree_hash(params), "complete": True}
+  assert info == {"format": "PyTorch", "file": "pt_inception.pth", "weights_sha256": trees.tree_hash(params), "complete": True}
   inception_files.write_graph(tmp_path / "a", state)
   inception_files.write_folded(tmp_path / "b", state)
   interop.write(tmp_path / "c", params)
@@ -88,7 +87,7 @@ def test_part_of_the_weights(state, tmp_path):
 def test_what_weights_are_enough_for(lacking, able):
   """Without one array there are the outputs before it, and no others."""
   there = {name: shape for name, shape in inception.layout().items() if name != lacking}
-  assert inception.available(config_lib.unflatten(there, separator="/")) == tuple(able.split())
+  assert inception.available(trees.unflatten(there)) == tuple(able.split())
 
 
 def small(**changes):
@@ -224,5 +223,5 @@ def test_the_real_file_survives_ours(tmp_path):
   interop.write(tmp_path / "a.safetensors", params)
   again, about = interop.read(tmp_path / "a.safetensors")
   assert about["weights_sha256"] == info["weights_sha256"]
-  mine, theirs = (config_lib.flatten(tree, separator="/") for tree in (again, params))
+  mine, theirs = (trees.flatten(tree) for tree in (again, params))
   assert mine.keys() == theirs.keys() and all(mine[name].tobytes() == theirs[name].tobytes() for name in mine)

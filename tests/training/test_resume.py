@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from cfg.base import checkpoint, files, sharding
+from cfg.base import checkpoint, files, sharding, trees
 from cfg.training import loop, watch
 
 TRAIN_STEPS = 120
@@ -67,7 +67,7 @@ def final_state(workdir):
   """(step, hash of everything, meta) of the newest checkpoint."""
   with checkpoint.Checkpoints(workdir) as checkpoints:
     step, state, meta = checkpoints.restore()
-  return step, checkpoint.tree_hash(state), meta
+  return step, trees.tree_hash(state), meta
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from cfg.base import optim
+from cfg.base import config, optim
 from cfg.training import state as train_state
 
 
@@ -53,7 +53,7 @@ def test_ema_is_the_recursion():
     ema = jax.jit(train_state.update_ema)(ema, params={"p": jnp.float32(p)}, step=jnp.int32(n))
     for decay in decays:
       d = min(decay, (1 + n) / (10 + n))
-      name = train_state.ema_name(decay)
+      name = config.ema_name(decay)
       want[name] = d * want[name] + (1 - d) * p
   for name, value in want.items():
     assert ema[name]["p"].dtype == jnp.float32

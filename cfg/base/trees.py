@@ -1,0 +1,40 @@
+"""Nested dicts of arrays or values: flat names and back, and a hash of the whole."""
+
+import hashlib
+
+import jax
+import numpy as np
+
+
+def flatten(tree, *, separator="/", prefix=""):
+  """{"cond/dense0/kernel": leaf, ...} of nested dicts."""
+  flat = {}
+  for key, value in tree.items():
+    name = f"{prefix}{key}"
+    if isinstance(value, dict):
+      flat.update(flatten(value, separator=separator, prefix=f"{name}{separator}"))
+    else:
+      flat[name] = value
+  return flat
+
+
+def unflatten(flat, *, separator="/"):
+  """The inverse of `flatten`."""
+  tree = {}
+  for name, value in flat.items():
+    *parents, leaf = name.split(separator)
+    node = tree
+    for parent in parents:
+      node = node.setdefault(parent, {})
+    node[leaf] = value
+  return tree
+
+
+def tree_hash(tree):
+  """SHA-256 over paths, shapes, dtypes and bytes of a tree of arrays: equal trees, equal hash, on any device."""
+  digest = hashlib.sha256()
+  for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+    leaf = np.ascontiguousarray(leaf)
+    digest.update(f"{jax.tree_util.keystr(path)} {leaf.shape} {leaf.dtype}\n".encode())
+    digest.update(leaf.tobytes())
+  return digest.hexdigest()
