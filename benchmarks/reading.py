@@ -1,12 +1,16 @@
-"""Reading 64x64 images with flips, beside a plain PyTorch DataLoader over the same images: python benchmarks/reading.py
+"""Reading 64x64 images with flips, beside a plain PyTorch DataLoader over the same images: python
+benchmarks/reading.py
 
-20,000 crops of scikit-learn's two photographs are written as PNG files in class folders and prepared as users do
+20,000 crops of scikit-learn's two photographs are written as PNG files in class folders and
+prepared as users do
 (python -m cfg.data.prepare). Then every variant is measured in a process of its own, held to one core and to two: a shuffled
-stream of batches of 256, flipped at random, as float32 in [-1, 1] on the (CPU) device; here the last two are a jitted
-program, in PyTorch a part of the data set's __getitem__. No worker process, one and two; the best counts. ROUNDS=3 goes round
-three times. At last the stream feeds a step that only sleeps, as long as imagenet64's would take on GPUs.
+stream of batches of 256, flipped at random, as float32 in [-1, 1] on the (CPU) device; here the
+last two are a jitted program, in PyTorch a part of the data set's __getitem__. No worker process,
+one and two; the best counts. ROUNDS=3 goes round three times. At last the stream feeds a step that
+only sleeps, as long as imagenet64's would take on GPUs.
 
-Linux alone (cores are chosen by sched_setaffinity). Needs: pip install torch==2.13.0. Prints two tables; 10 minutes a round.
+Linux alone (cores are chosen by sched_setaffinity). Needs: pip install torch==2.13.0. Prints two
+tables; 10 minutes a round.
 """
 
 import itertools
@@ -26,7 +30,11 @@ sys.path.insert(0, str(HERE.parent))
 COUNT, CLASSES, SIDE, BATCH = 20_000, 10, 64, 256
 SECONDS = 3  # of measuring, for each number
 WORKERS = (0, 1, 2)
-STORES = {"memory": "one array in memory", "records": "prepared: ArrayRecord", "files": "PNG files in class folders"}
+STORES = {
+  "memory": "one array in memory",
+  "records": "prepared: ArrayRecord",
+  "files": "PNG files in class folders",
+}
 # images/s of one GPU in imagenet64's training step: published ones, and what is hoped for
 GPU_RATES = {"V100, published": 74, "A100, published": 70, "H200, at 45 % of 790 TFLOP/s": 564}
 
@@ -44,7 +52,9 @@ def make_images(root):
     top, left = (int(rng.integers(0, side - SIDE)) for side in photo.shape[:2])
     folder = root / "files" / f"{i % CLASSES}"
     folder.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(photo[top : top + SIDE, left : left + SIDE]).save(folder / f"{i:05d}.png", compress_level=1)
+    Image.fromarray(photo[top : top + SIDE, left : left + SIDE]).save(
+      folder / f"{i:05d}.png", compress_level=1
+    )
   prepare.prepare(root / "files", root / "records", resolution=SIDE)
 
 
@@ -60,12 +70,16 @@ def open_store(root, store):
   source = records.open_split(root / "records", records.read_manifest(root / "records"), "train")
   if store == "memory":
     rows = [source[i] for i in range(len(source))]
-    return sources.ArraySource(np.stack([row["image"] for row in rows]), np.asarray([row["label"] for row in rows]))
+    return sources.ArraySource(
+      np.stack([row["image"] for row in rows]), np.asarray([row["label"] for row in rows])
+    )
   return source
 
 
 def rate(batches, finish):
-  """Images a second of an endless iterator, after ten batches to warm up; `finish` waits for what it is given."""
+  """Images a second of an endless iterator, after ten batches to warm up; `finish` waits for what
+  it is given.
+  """
   for batch in itertools.islice(batches, 10):
     finish(batch)
   count, start = 0, time.perf_counter()
@@ -91,7 +105,13 @@ def run_cfg(root, store, workers):
     return images.random_flip(keys=keys, x=images.to_unit(image))
 
   with pipeline.train_stream(
-    open_store(root, store), batch_size=BATCH, seed=0, start_step=0, num_steps=10**6, num_workers=workers, place=jax.device_put
+    open_store(root, store),
+    batch_size=BATCH,
+    seed=0,
+    start_step=0,
+    num_steps=10**6,
+    num_workers=workers,
+    place=jax.device_put,
   ) as stream:
     return rate(stream, lambda batch: ready(batch["image"], batch["index"]).block_until_ready())
 
@@ -125,12 +145,21 @@ def run_torch(root, store, workers):
 
   # a forked worker crashes in ArrayRecord's reader, which has threads
   options = dict(multiprocessing_context="spawn", persistent_workers=True) if workers else {}
-  loader = DataLoader(TorchImages(open_store(root, store)), batch_size=BATCH, shuffle=True, num_workers=workers, drop_last=True, **options)
+  loader = DataLoader(
+    TorchImages(open_store(root, store)),
+    batch_size=BATCH,
+    shuffle=True,
+    num_workers=workers,
+    drop_last=True,
+    **options,
+  )
   return rate((batch for _ in itertools.count() for batch in loader), lambda batch: None)
 
 
 def run_waits(root, gpus, images_per_second):
-  """The share of the time in which no batch was ready for a step that sleeps as long as the GPUs would take."""
+  """The share of the time in which no batch was ready for a step that sleeps as long as the GPUs
+  would take.
+  """
   from cfg.base import logs, runtime
 
   runtime.start(cpu_devices=1)
@@ -142,7 +171,9 @@ def run_waits(root, gpus, images_per_second):
   source = open_store(root, "records")
   meter = logs.Meter(batch_size=batch, num_devices=gpus)
   steps = max(5, round(10 * images_per_second * gpus / batch))
-  with pipeline.train_stream(source, batch_size=batch, seed=0, start_step=0, num_steps=steps, place=jax.device_put) as stream:
+  with pipeline.train_stream(
+    source, batch_size=batch, seed=0, start_step=0, num_steps=steps, place=jax.device_put
+  ) as stream:
     next(stream)
     meter.skip()
     for _ in meter.waiting_for(stream):
@@ -156,7 +187,11 @@ def measure(cores, *arguments):
   allowed = sorted(os.sched_getaffinity(0))[:cores]
   env = {**os.environ, "JAX_PLATFORMS": "cpu"}
   done = subprocess.run(
-    [sys.executable, __file__, *map(str, arguments)], capture_output=True, text=True, env=env, preexec_fn=lambda: os.sched_setaffinity(0, allowed)
+    [sys.executable, __file__, *map(str, arguments)],
+    capture_output=True,
+    text=True,
+    env=env,
+    preexec_fn=lambda: os.sched_setaffinity(0, allowed),
   )
   if done.returncode:
     raise SystemExit(f"{arguments} failed:\n{done.stderr[-3000:]}")
@@ -166,20 +201,31 @@ def measure(cores, *arguments):
 def best(root, store, cores):
   """{peer: (images/s, workers)}."""
   found = {}
-  for _, workers, peer in itertools.product(range(int(os.environ.get("ROUNDS", "1"))), WORKERS, ("cfg", "torch")):
+  for _, workers, peer in itertools.product(
+    range(int(os.environ.get("ROUNDS", "1"))), WORKERS, ("cfg", "torch")
+  ):
     number = measure(cores, root, peer, store, workers)
-    print(f"{store:>8} {cores} cores {peer:<6} {workers} workers {number:10,.0f} images/s", file=sys.stderr, flush=True)
+    print(
+      f"{store:>8} {cores} cores {peer:<6} {workers} workers {number:10,.0f} images/s",
+      file=sys.stderr,
+      flush=True,
+    )
     found[peer] = max(found.get(peer, (0, 0)), (number, workers))
   return found
 
 
 def main(root):
   make_images(root)
-  print("| images from | cores | cfg, images/s | PyTorch | ratio |\n| --- | --- | --- | --- | --- |")
+  print(
+    "| images from | cores | cfg, images/s | PyTorch | ratio |\n| --- | --- | --- | --- | --- |"
+  )
   for store, cores in itertools.product(STORES, (1, 2)):
     found = best(root, store, cores)
     cells = " | ".join(f"{number:,.0f} ({workers} workers)" for number, workers in found.values())
-    print(f"| {STORES[store]} | {cores} | {cells} | **{found['cfg'][0] / found['torch'][0]:.1f}** |", flush=True)
+    print(
+      f"| {STORES[store]} | {cores} | {cells} | **{found['cfg'][0] / found['torch'][0]:.1f}** |",
+      flush=True,
+    )
   print("\n| imagenet64 on | images/s | waited, 1 GPU | 8 GPUs |\n| --- | --- | --- | --- |")
   for gpu, number in GPU_RATES.items():
     waits = " | ".join(f"{100 * measure(1, root, 'waits', gpus, number):.2f} %" for gpus in (1, 8))

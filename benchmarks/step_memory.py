@@ -1,7 +1,9 @@
 """Does --mode=dry_run tell the memory that a training step takes? python benchmarks/step_memory.py
 
-Compiles the step of a sibling of imagenet64 (a third of its width, float32, one device), then runs it once and compares the
-predicted peak with what it took: the rise of the process's peak resident memory since compilation, and the state and batch
+Compiles the step of a sibling of imagenet64 (a third of its width, float32, one device), then runs
+it once and compares the
+predicted peak with what it took: the rise of the process's peak resident memory since compilation,
+  and the state and batch
 that were there before. Linux only. Prints JSON.
 """
 
@@ -41,23 +43,38 @@ def main(batch_size=16, ch=64):
   costs = dry_run.Costs(config, model=model, image_shape=(64, 64, 3), mesh=mesh)
   predicted = costs.measure(batch_size)["peak"]
   optimizer = optim.make_optimizer(**config.optimizer)
-  state = train_step.make_state(config, model=model, optimizer=optimizer, image_shape=(64, 64, 3), mesh=mesh)
+  state = train_step.make_state(
+    config, model=model, optimizer=optimizer, image_shape=(64, 64, 3), mesh=mesh
+  )
   step = train_step.TrainStep(config, model=model, optimizer=optimizer, mesh=mesh, state=state)
-  rows = {"image": np.zeros((batch_size, 64, 64, 3), np.uint8), "label": np.zeros(batch_size, np.int32), "index": np.arange(batch_size, dtype=np.uint32)}
+  rows = {
+    "image": np.zeros((batch_size, 64, 64, 3), np.uint8),
+    "label": np.zeros(batch_size, np.int32),
+    "index": np.arange(batch_size, dtype=np.uint32),
+  }
   batch = sharding.put_batch(mesh, rows)
   [(_, program)] = step.compile(costs.state, batch)
   jax.block_until_ready(state)
   ctypes.CDLL("libc.so.6").malloc_trim(0)  # what the compiler has freed goes back to the system
   before = resident("VmRSS")
   pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-  held = sum(leaf.nbytes for leaf in jax.tree.leaves((state, batch)))  # is there before, and in the prediction
+  held = sum(
+    leaf.nbytes for leaf in jax.tree.leaves((state, batch))
+  )  # is there before, and in the prediction
   state, metrics = program(state, batch, jax.random.key(0))
   jax.block_until_ready(state)
   taken = held + resident("VmHWM") - before
-  print(json.dumps({
-    "predicted_peak_gb": predicted / 1e9, "taken_gb": taken / 1e9, "ratio": predicted / taken, "of_it_state_gb": held / 1e9,
-    "loss": float(metrics["loss"]),
-  }))
+  print(
+    json.dumps(
+      {
+        "predicted_peak_gb": predicted / 1e9,
+        "taken_gb": taken / 1e9,
+        "ratio": predicted / taken,
+        "of_it_state_gb": held / 1e9,
+        "loss": float(metrics["loss"]),
+      }
+    )
+  )
 
 
 if __name__ == "__main__":

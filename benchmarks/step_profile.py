@@ -1,7 +1,9 @@
-"""What a training step of benchmarks/step_speed.py spends its time on in XLA: python benchmarks/step_profile.py [SIZE [DEVICES]]
+"""What a training step of benchmarks/step_speed.py spends its time on in XLA: python
+benchmarks/step_profile.py [SIZE [DEVICES]]
 
-Profiles two steps and adds up the traced operations by kind; the 3x3 convolutions are split into forward, gradient of the
-input and gradient of the weights, told apart by what the compiled program says of each. The sum is over all threads.
+Profiles two steps and adds up the traced operations by kind; the 3x3 convolutions are split into
+forward, gradient of the input and gradient of the weights, told apart by what the compiled program
+says of each. The sum is over all threads.
 """
 
 import collections
@@ -22,10 +24,14 @@ def kind_of(line, name):
   shape = re.search(r" = \(?(\w+\[[\d,]*\])", line)
   source = re.search(r'op_name="([^"]*)"', line)
   source = source.group(1) if source else ""
-  if re.search(r"\[\d+,3,3,\d+\]", shape.group(1) if shape else "") and name.startswith(("ynn", "conv")):
+  if re.search(r"\[\d+,3,3,\d+\]", shape.group(1) if shape else "") and name.startswith(
+    ("ynn", "conv")
+  ):
     return "convolution, gradient of the weights"
   if "conv_general_dilated" in source and name.startswith(("ynn", "conv")):
-    return "convolution, gradient of the input" if "transpose(jvp" in source else "convolution, forward"
+    return (
+      "convolution, gradient of the input" if "transpose(jvp" in source else "convolution, forward"
+    )
   if name.startswith(("ynn", "dot")):
     return "sums, GroupNorm's most of them" if "reduce_sum" in source else "matrix products"
   return f"element-wise, {re.sub(r'[.0-9]+', '', name)}"
@@ -36,7 +42,9 @@ def main(size="64x64", devices="1"):
   import jax
 
   text = step._step.lower(state, rows, jax.random.key(0)).compile().as_text()
-  lines = {m.group(1): m.group(0) for m in re.finditer(r"^\s*(?:ROOT )?%?([\w.-]+) = .*$", text, re.M)}
+  lines = {
+    m.group(1): m.group(0) for m in re.finditer(r"^\s*(?:ROOT )?%?([\w.-]+) = .*$", text, re.M)
+  }
   for _ in range(2):
     state, _ = step(state, step.place(rows))
   jax.block_until_ready(state)
@@ -53,7 +61,10 @@ def main(size="64x64", devices="1"):
     if name:
       milliseconds[kind_of(lines.get(name, ""), name)] += event["dur"] / 1e3 / STEPS
   total = sum(milliseconds.values())
-  print(f"{size}, {devices} device(s): {total:.0f} ms a step\n| operation | ms | share |\n| --- | --- | --- |")
+  print(
+    f"{size}, {devices} device(s): {total:.0f} ms a step\n| operation | ms | share |\n| --- | --- "
+    f"| --- |"
+  )
   for kind, ms in milliseconds.most_common(8):
     print(f"| {kind} | {ms:.0f} | {100 * ms / total:.0f} % |")
 

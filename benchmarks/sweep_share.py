@@ -1,9 +1,11 @@
 """What measuring adds to a sweep: python benchmarks/sweep_share.py
 
-The CIFAR-10 network of docs/cifar10 (0.85 GFLOP a forward pass, two for each step of the sampler) draws BATCH=16 images with T = 16 and
-T = 64: alone; and with the whole Inception network (random weights) in the same program, its outputs copied to the host, written as the
-sweep writes them, and added to its sums. ROUNDS=3 times in turn, medians. Then the numbers of one strength, once: FID and sFID with
-their errors, scores, precision, recall and KID of 2,100 made-up samples. Prints a table; 10 minutes on two CPU cores.
+The CIFAR-10 network of docs/cifar10 (0.85 GFLOP a forward pass, two for each step of the sampler)
+draws BATCH=16 images with T = 16 and T = 64: alone; and with the whole Inception network (random
+weights) in the same program, its outputs copied to the host, written as the sweep writes them, and
+added to its sums. ROUNDS=3 times in turn, medians. Then the numbers of one strength, once: FID and
+sFID with their errors, scores, precision, recall and KID of 2,100 made-up samples. Prints a table;
+10 minutes on two CPU cores.
 """
 
 import os
@@ -29,9 +31,14 @@ def inception_extractor():
   from cfg.models import inception as inception_lib
 
   rng = np.random.default_rng(0)
-  flat = {name: rng.normal(size=shape, scale=0.05).astype(np.float32) for name, shape in inception_lib.layout().items()}
+  flat = {
+    name: rng.normal(size=shape, scale=0.05).astype(np.float32)
+    for name, shape in inception_lib.layout().items()
+  }
   params = config.unflatten(flat, separator="/")
-  return inception.make_extractor(params=params, info={"weights_sha256": "0" * 64, "complete": True}, published_only=True)
+  return inception.make_extractor(
+    params=params, info={"weights_sha256": "0" * 64, "complete": True}, published_only=True
+  )
 
 
 def seconds_of_batches(extractor, network, *, num_steps, folder):
@@ -43,20 +50,34 @@ def seconds_of_batches(extractor, network, *, num_steps, folder):
   mesh = sharding.make_mesh()
   config = network.config.copy_and_resolve_references()
   config.sampler.update(name="ddim", num_steps=num_steps)
-  made = dict(model=network.model, config=config, image_shape=network.image_shape, mesh=mesh, batch_size=BATCH)
-  samplers = {"sampling alone": generator.Generator(**made), "sampling and measuring": generator.Generator(**made, extractor=extractor)}
+  made = dict(
+    model=network.model, config=config, image_shape=network.image_shape, mesh=mesh, batch_size=BATCH
+  )
+  samplers = {
+    "sampling alone": generator.Generator(**made),
+    "sampling and measuring": generator.Generator(**made, extractor=extractor),
+  }
   index = np.arange(BATCH)
   times = {name: [] for name in samplers}
   for i in range(ROUNDS + 1):
     for name, sampler in samplers.items():
       start = time.perf_counter()
-      for _, pictures, outputs in sampler.batches(network.params, index=index, labels=index % 10, w=1.0, seed=0):
-        arrays = {output: np.asarray(a) for output, a in outputs.items()} or {"pictures": np.asarray(pictures)}
+      for _, pictures, outputs in sampler.batches(
+        network.params, index=index, labels=index % 10, w=1.0, seed=0
+      ):
+        arrays = {output: np.asarray(a) for output, a in outputs.items()} or {
+          "pictures": np.asarray(pictures)
+        }
         if outputs:
           files.write_npz(pathlib.Path(folder) / "batch.npz", arrays)
           cfg_statistics.SampleStatistics.of(extractor, arrays)
       times[name] += [time.perf_counter() - start] if i else []
-      print(f"T = {num_steps}, {'warm-up' if i == 0 else f'round {i}'}: {name} {time.perf_counter() - start:.1f} s", file=sys.stderr, flush=True)
+      print(
+        f"T = {num_steps}, {'warm-up' if i == 0 else f'round {i}'}: {name} "
+        f"{time.perf_counter() - start:.1f} s",
+        file=sys.stderr,
+        flush=True,
+      )
   return {name: statistics.median(some) for name, some in times.items()}
 
 
@@ -66,7 +87,10 @@ def seconds_of_numbers(extractor):
   from cfg.metrics import statistics as cfg_statistics
 
   rng = np.random.default_rng(0)
-  outputs = lambda: {output: rng.normal(size=(SAMPLES, dim)).astype(np.float32) for output, dim in extractor.dims.items()}
+  outputs = lambda: {
+    output: rng.normal(size=(SAMPLES, dim)).astype(np.float32)
+    for output, dim in extractor.dims.items()
+  }
   real = cfg_statistics.Accumulator(extractor, block_of=np.zeros(SAMPLES, int))
   real.add(outputs())
   target = reference.of(real.blocks[0], about={}, sha256="")
@@ -84,13 +108,25 @@ def main():
   from cfg.base import sharding
   from cfg.inference import network as trained
 
-  network, extractor = trained.open_trained(ROOT / "docs/cifar10/cifar10_cpu.safetensors", mesh=sharding.make_mesh()), inception_extractor()
+  network, extractor = (
+    trained.open_trained(ROOT / "docs/cifar10/cifar10_cpu.safetensors", mesh=sharding.make_mesh()),
+    inception_extractor(),
+  )
   print("| T | s an image, sampling | and measuring | measuring adds |\n| --- | --- | --- | --- |")
   with tempfile.TemporaryDirectory() as folder:
     for num_steps in STEPS:
-      alone, both = seconds_of_batches(extractor, network, num_steps=num_steps, folder=folder).values()
-      print(f"| {num_steps} | {alone / BATCH:.2f} | {both / BATCH:.2f} | {100 * (both / alone - 1):.0f} % |", flush=True)
-  print(f"\nthe numbers of one strength, once, of {SAMPLES:,} samples: {seconds_of_numbers(extractor):.0f} s")
+      alone, both = seconds_of_batches(
+        extractor, network, num_steps=num_steps, folder=folder
+      ).values()
+      print(
+        f"| {num_steps} | {alone / BATCH:.2f} | {both / BATCH:.2f} | "
+        f"{100 * (both / alone - 1):.0f} % |",
+        flush=True,
+      )
+  print(
+    f"\nthe numbers of one strength, once, of {SAMPLES:,} samples: "
+    f"{seconds_of_numbers(extractor):.0f} s"
+  )
 
 
 if __name__ == "__main__":

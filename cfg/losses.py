@@ -10,7 +10,8 @@ from cfg import diffusion, guidance
 
 
 def eps_error(*, eps_fn, x, eps, logsnr, y):
-  """mean over pixels and channels of (eps_fn(alpha x + sigma eps, lambda, y) - eps)^2 (P equation 1).
+  """mean over pixels and channels of (eps_fn(alpha x + sigma eps, lambda, y) - eps)^2 (P equation
+  1).
 
   Returns:
     [B] f32. (P writes the sum; its authors' code takes the mean per example.)

@@ -13,7 +13,9 @@ from cfg import diffusion
 
 
 def ancestral_step(*, z, x_hat, logsnr_t, logsnr_s, noise, var_interp):
-  """z_s ~ N( mu~_{s|t}(z_t, x_hat), (sigma~^2_{s|t})^(1-v) (sigma^2_{t|s})^v ) (P algorithm 2, line 4)."""
+  """z_s ~ N( mu~_{s|t}(z_t, x_hat), (sigma~^2_{s|t})^(1-v) (sigma^2_{t|s})^v ) (P algorithm 2, line
+  4).
+  """
   mean = diffusion.posterior_mean(z_t=z, x=x_hat, logsnr_t=logsnr_t, logsnr_s=logsnr_s)
   logvar = diffusion.posterior_logvar(logsnr_t=logsnr_t, logsnr_s=logsnr_s, var_interp=var_interp)
   return mean + jnp.exp(0.5 * logvar) * noise
@@ -38,10 +40,7 @@ def make_step(*, sampler, var_interp):
   """
   if not 0 <= var_interp <= 1:
     raise ValueError(f"var_interp is the paper's v in [0, 1], got {var_interp}")
-  steps = {
-    "ancestral": functools.partial(ancestral_step, var_interp=var_interp),
-    "ddim": ddim_step,
-  }
+  steps = {"ancestral": functools.partial(ancestral_step, var_interp=var_interp), "ddim": ddim_step}
   if sampler not in steps:
     raise ValueError(f"unknown sampler {sampler!r}: choose one of {sorted(steps)}")
   return steps[sampler]
@@ -53,7 +52,8 @@ def sample_keys(*, key, index):
 
 
 def sample(*, eps_fn, step_fn, keys, y, logsnr, image_shape, clip_x):
-  """P's algorithm 2: z_1 ~ N(0, I); T calls of eps_fn, T - 1 transitions; returns x_hat at lambda_T.
+  """P's algorithm 2: z_1 ~ N(0, I); T calls of eps_fn, T - 1 transitions; returns x_hat at
+  lambda_T.
 
   Args:
     eps_fn: (z [B,H,W,C], logsnr [B], y [B]) -> eps_hat; guided already, where wanted.

@@ -12,7 +12,8 @@ import numpy as np
 
 
 def cosine_logsnr(u, *, logsnr_min=-20.0, logsnr_max=20.0, xp=jnp):
-  """lambda(u) = -2 log tan(a u + b), b = arctan(exp(-lambda_max/2)), a = arctan(exp(-lambda_min/2)) - b.
+  """lambda(u) = -2 log tan(a u + b), b = arctan(exp(-lambda_max/2)), a = arctan(exp(-lambda_min/2))
+  - b.
 
   P section 2; with u ~ Uniform[0, 1] this draws lambda from the paper's
   truncated hyperbolic secant, the continuous relative of the cosine schedule.
@@ -59,10 +60,12 @@ def sampling_grid(*, num_steps, logsnr_min=-20.0, logsnr_max=20.0):
 
 @functools.cache
 def discrete_logsnr(name, num_timesteps=1000):
-  """lambda_t = log(abar_t / (1 - abar_t)), abar_t = prod_{i<=t} (1 - beta_i): the levels of a discrete model.
+  """lambda_t = log(abar_t / (1 - abar_t)), abar_t = prod_{i<=t} (1 - beta_i): the levels of a
+  discrete model.
 
-  "linear": beta from 0.0001 to 0.02 at 1,000 steps, both ends times 1000/T (DDPM, arXiv 2006.11239);
-  "cosine": beta_t = min(0.999, 1 - f((t+1)/T) / f(t/T)), f(u) = cos^2(pi/2 (u + 0.008) / 1.008) (ND equation 17).
+  "linear": beta from 0.0001 to 0.02 at 1,000 steps, both ends times 1000/T (DDPM, arXiv
+  2006.11239); "cosine": beta_t = min(0.999, 1 - f((t+1)/T) / f(t/T)), f(u) = cos^2(pi/2 (u + 0.008)
+  / 1.008) (ND equation 17).
 
   Returns:
     float64 numpy [num_timesteps], decreasing: t = 0 is the cleanest.
@@ -76,7 +79,7 @@ def discrete_logsnr(name, num_timesteps=1000):
     f = np.cos((np.arange(num_timesteps + 1) / num_timesteps + 0.008) / 1.008 * np.pi / 2) ** 2
     beta = np.minimum(1 - f[1:] / f[:-1], 0.999)
   else:
-    raise ValueError(f"unknown discrete schedule {name!r}: choose \"cosine\" or \"linear\"")
+    raise ValueError(f'unknown discrete schedule {name!r}: choose "cosine" or "linear"')
   log_abar = np.cumsum(np.log1p(-beta))
   table = log_abar - np.log(-np.expm1(log_abar))
   table.flags.writeable = False  # shared by all callers
@@ -84,7 +87,8 @@ def discrete_logsnr(name, num_timesteps=1000):
 
 
 def discrete_time(logsnr, *, table):
-  """The step t, fractional, at which a discrete model has this log-SNR: the inverse of `discrete_logsnr`.
+  """The step t, fractional, at which a discrete model has this log-SNR: the inverse of
+  `discrete_logsnr`.
 
   Linear in lambda between steps; beyond the table's ends it stays at the end, 0 or T - 1.
 
@@ -95,4 +99,6 @@ def discrete_time(logsnr, *, table):
   Returns:
     f32 in [0, T - 1], shape of logsnr.
   """
-  return jnp.interp(-logsnr, jnp.asarray(-table, jnp.float32), jnp.arange(len(table), dtype=jnp.float32))
+  return jnp.interp(
+    -logsnr, jnp.asarray(-table, jnp.float32), jnp.arange(len(table), dtype=jnp.float32)
+  )

@@ -1,13 +1,16 @@
-"""CIFAR-10, 32x32, on two CPU cores: a small network and a stated budget, to have a model of photographs at all.
+"""CIFAR-10, 32x32, on two CPU cores: a small network and a stated budget, to have a model of
+photographs at all.
 
 Command:  python -m cfg.data.prepare cifar-10-batches-bin prepared/cifar10 --resolution=32   # the binary archive, extracted
           python -m cfg.main --config=configs/cifar10_cpu.py --mode=train
           In stages: --config.train.num_steps=2000, then 4000, ...: each goes on where the last one ended.
 Hardware: two CPU cores.
-Time:     two hours; 64 to 69 images/s, a second for each step, on a machine that does nothing else. docs/cifar10 has what came.
+Time:     two hours; 64 to 69 images/s, a second for each step, on a machine that does nothing else.
+  docs/cifar10 has what came.
 
-0.85 GFLOP forward, 3.2 million parameters. CIFAR-10's usual diffusion models see 100 million images and more; this one sees a few
-hundred thousand. Expect colours, places and rough shapes of the classes, no sharp objects. The paper has no such experiment.
+0.85 GFLOP forward, 3.2 million parameters. CIFAR-10's usual diffusion models see 100 million images
+and more; this one sees a few hundred thousand. Expect colours, places and rough shapes of the
+classes, no sharp objects. The paper has no such experiment.
 """
 
 from configs import cifar10
@@ -18,13 +21,26 @@ def get_config():
   config = cifar10.get_config()
   config.cpu_devices = 2
   config.model.update(
-    ch=32, emb_ch=128, ch_mult=(1, 2, 4), num_res_blocks=1, attn_resolutions=(8,), num_heads=4, head_dim=None,
-    dropout=0.0, norm_groups=8, dtype="float32",
+    ch=32,
+    emb_ch=128,
+    ch_mult=(1, 2, 4),
+    num_res_blocks=1,
+    attn_resolutions=(8,),
+    num_heads=4,
+    head_dim=None,
+    dropout=0.0,
+    norm_groups=8,
+    dtype="float32",
   )
   config.optimizer.update(learning_rate=1e-3, warmup_steps=300)
   config.train.update(
-    batch_size=64, num_steps=6_000, ema_decays=(0.999, 0.9995),
-    log_every_steps=20, heldout_every_steps=1_000, preview_every_steps=1_000, checkpoint_every_steps=250,
+    batch_size=64,
+    num_steps=6_000,
+    ema_decays=(0.999, 0.9995),
+    log_every_steps=20,
+    heldout_every_steps=1_000,
+    preview_every_steps=1_000,
+    checkpoint_every_steps=250,
   )
   config.heldout.update(num_images=500, batch_size=50)
   config.preview.update(num_per_class=2)

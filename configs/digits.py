@@ -19,121 +19,142 @@ def get_config():
   # virtual devices where there is only a CPU: XLA is quicker with one per core
   config.cpu_devices = 2
 
-  # "digits"; "folder": `path` holds a sub-folder of images per class; "prepared": `path` is what python -m
-  # cfg.data.prepare made; "tfds:NAME": a data set of TFDS, prepared in `path` ("": TFDS's own folder); "synthetic": made-up
-  # images, to try things
-  config.data = section(dict(
-    name="digits",
-    path="",
-    resolution=8,  # side of the images of a folder or of TFDS; the digits have 8
-    recipe="area",  # how those images are made square: "area" (the paper's), "adm" or "edm" (cfg.data.recipes)
-    num_classes=0,  # 0: as many as there are; otherwise it must agree. The synthetic images have so many
-    num_images=0,  # of the synthetic images
-    heldout_fraction=0.2,
-    split_seed=0,
-  ))
+  # "digits"; "folder": `path` holds a sub-folder of images per class; "prepared": `path` is what
+  # python -m cfg.data.prepare made; "tfds:NAME": a data set of TFDS, prepared in `path` ("": TFDS's
+  # own folder); "synthetic": made-up images, to try things
+  config.data = section(
+    dict(
+      name="digits",
+      path="",
+      resolution=8,  # side of the images of a folder or of TFDS; the digits have 8
+      # how those images are made square: "area" (the paper's), "adm" or "edm" (cfg.data.recipes)
+      recipe="area",
+      # 0: as many as there are; otherwise it must agree. The synthetic images have so many
+      num_classes=0,
+      num_images=0,  # of the synthetic images
+      heldout_fraction=0.2,
+      split_seed=0,
+    )
+  )
 
   # cfg.models.unet.UNet
-  config.model = section(dict(
-    ch=16,
-    emb_ch=64,
-    ch_mult=(1, 2),
-    num_res_blocks=1,
-    attn_resolutions=(4,),
-    num_heads=2,
-    head_dim=config_dict.placeholder(int),
-    dropout=0.0,
-    norm_groups=8,
-    norm_eps=1e-6,
-    # for networks of other origin (python -m cfg.interop.adm)
-    scale_shift=True,
-    conv_resample=False,
-    discrete_schedule=config_dict.placeholder(str),
-    class_rows=config_dict.placeholder(int),
-    remat=False,  # recompute each block in the backward pass: less memory, a third more work
-    dtype="float32",  # or "bfloat16": of activations; parameters and normalisation stay float32
-  ))
+  config.model = section(
+    dict(
+      ch=16,
+      emb_ch=64,
+      ch_mult=(1, 2),
+      num_res_blocks=1,
+      attn_resolutions=(4,),
+      num_heads=2,
+      head_dim=config_dict.placeholder(int),
+      dropout=0.0,
+      norm_groups=8,
+      norm_eps=1e-6,
+      # for networks of other origin (python -m cfg.interop.adm)
+      scale_shift=True,
+      conv_resample=False,
+      discrete_schedule=config_dict.placeholder(str),
+      class_rows=config_dict.placeholder(int),
+      remat=False,  # recompute each block in the backward pass: less memory, a third more work
+      dtype="float32",  # or "bfloat16": of activations; parameters and normalisation stay float32
+    )
+  )
 
   # log-SNR at u = 1 and u = 0
   config.schedule = section(dict(logsnr_min=-20.0, logsnr_max=20.0))
 
   # cfg.base.optim.make_optimizer
-  config.optimizer = section(dict(
-    learning_rate=3e-3,
-    warmup_steps=50,
-    grad_clip=1.0,
-    beta1=0.9,
-    beta2=0.999,
-    weight_decay=0.0,
-  ))
+  config.optimizer = section(
+    dict(
+      learning_rate=3e-3, warmup_steps=50, grad_clip=1.0, beta1=0.9, beta2=0.999, weight_decay=0.0
+    )
+  )
 
-  config.train = section(dict(
-    batch_size=128,  # of all devices together
-    data_workers=0,  # processes that read and decode images; 0: threads, which are enough for prepared data
-    accumulate=1,  # micro-batches an update is made of: the same update in less memory
-    fsdp=1,  # devices over which parameters, averages and moments are split; 1: each has a copy
-    num_steps=400,
-    p_uncond=0.2,  # the paper's 0.1 and 0.2 do equally well; so short a run trains the null label little
-    flip=False,
-    ema_decays=(0.99,),  # one average each; the first is watched, and swept by default
-    log_every_steps=20,
-    heldout_every_steps=200,
-    preview_every_steps=200,
-    checkpoint_every_steps=200,
-    keep_checkpoints=2,
-  ))
+  config.train = section(
+    dict(
+      batch_size=128,  # of all devices together
+      # processes that read and decode images; 0: threads, which are enough for prepared data
+      data_workers=0,
+      accumulate=1,  # micro-batches an update is made of: the same update in less memory
+      fsdp=1,  # devices over which parameters, averages and moments are split; 1: each has a copy
+      num_steps=400,
+      # the paper's 0.1 and 0.2 do equally well; so short a run trains the null label little
+      p_uncond=0.2,
+      flip=False,
+      ema_decays=(0.99,),  # one average each; the first is watched, and swept by default
+      log_every_steps=20,
+      heldout_every_steps=200,
+      preview_every_steps=200,
+      checkpoint_every_steps=200,
+      keep_checkpoints=2,
+    )
+  )
 
   # the held-out loss, in num_bins equal parts of u
   config.heldout = section(dict(num_bins=8, num_images=0, batch_size=64, seed=0))  # 0 images: all
   # pictures of the same noises at these strengths while training
   config.preview = section(dict(w=(0.0, 2.0), num_classes=10, num_per_class=6))
 
-  # FID and the rest of few samples while training, in the sweep's networks: biased, to be compared along this run alone
+  # FID and the rest of few samples while training, in the sweep's networks: biased, to be compared
+  # along this run alone
   config.watch = section(dict(every_steps=0, w=(0.0,), num_samples=1000))  # 0 steps: never
 
   # "ancestral" (the paper's, with its v) or "ddim"; T = num_steps
   config.sampler = section(dict(name="ancestral", num_steps=32, var_interp=0.3, clip_x=True))
 
-  config.sweep = section(dict(
-    w=(0.0, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 3.0, 4.0),
-    num_samples=1500,  # at each w; rounded up to equal blocks of balanced labels
-    num_blocks=5,  # for the errors
-    batch_size=256,
-    seed=0,
-    ema=config_dict.placeholder(float),  # None: the first of train.ema_decays
-    # further axes: the sweep goes through every combination. Empty: the sampler's own value, and `ema`
-    sampler=(),
-    num_steps=(),
-    var_interp=(),
-    ema_decays=(),
-    allow_few=False,  # Fréchet distances of fewer images than Inception has features: they mean little
-    extrapolate=False,  # also Inception's at infinitely many images, where blocks are large enough
-  ))
+  config.sweep = section(
+    dict(
+      w=(0.0, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 3.0, 4.0),
+      num_samples=1500,  # at each w; rounded up to equal blocks of balanced labels
+      num_blocks=5,  # for the errors
+      batch_size=256,
+      seed=0,
+      ema=config_dict.placeholder(float),  # None: the first of train.ema_decays
+      # further axes: the sweep goes through every combination. Empty: the sampler's own value, and
+      # `ema`
+      sampler=(),
+      num_steps=(),
+      var_interp=(),
+      ema_decays=(),
+      # Fréchet distances of fewer images than Inception has features: they mean little
+      allow_few=False,
+      # also Inception's at infinitely many images, where blocks are large enough
+      extrapolate=False,
+    )
+  )
 
   # FID's Inception network, besides the judge
-  config.inception = section(dict(
-    path="",  # its weights (python -m cfg.interop.inception); "": not used
-    reference="",  # statistics of real images (python -m cfg.evaluate --make_reference, ADM's, EDM's); "": of the training split
-    num_reference=0,  # images of the training split that are measured then, evenly spaced; 0: all
-  ))
+  config.inception = section(
+    dict(
+      path="",  # its weights (python -m cfg.interop.inception); "": not used
+      # statistics of real images (python -m cfg.evaluate --make_reference, ADM's, EDM's); "": of
+      # the training split
+      reference="",
+      num_reference=0,  # images of the training split that are measured then, evenly spaced; 0: all
+    )
+  )
 
-  # published numbers, set beside the sweep's where both are FID and IS: rows of (T or 0 for any, w, FID, IS)
+  # published numbers, set beside the sweep's where both are FID and IS: rows of (T or 0 for any, w,
+  # FID, IS)
   config.paper = section(dict(source="", num_samples=0, rows=()))
 
-  # the classifier of the data's classes in whose features FID and IS are measured too: cfg.models.judge.Judge, trained on the training split
-  config.judge = section(dict(
-    # a file of akamaster/pytorch_resnet_cifar10 (.th, or .npz of its state dict), used instead where the data are CIFAR-10: then
-    # of the fields below only batch_size and min_accuracy count
-    path="",
-    ch=32,
-    levels=2,
-    feature_dim=64,
-    dropout=0.3,
-    num_steps=600,  # 0: no judge
-    batch_size=64,
-    learning_rate=2e-3,
-    warmup_steps=20,
-    weight_decay=1e-3,
-    min_accuracy=0.97,  # on the held-out images, or the sweep refuses
-  ))
+  # the classifier of the data's classes in whose features FID and IS are measured too:
+  # cfg.models.judge.Judge, trained on the training split
+  config.judge = section(
+    dict(
+      # a file of akamaster/pytorch_resnet_cifar10 (.th, or .npz of its state dict), used instead
+      # where the data are CIFAR-10: then of the fields below only batch_size and min_accuracy count
+      path="",
+      ch=32,
+      levels=2,
+      feature_dim=64,
+      dropout=0.3,
+      num_steps=600,  # 0: no judge
+      batch_size=64,
+      learning_rate=2e-3,
+      warmup_steps=20,
+      weight_decay=1e-3,
+      min_accuracy=0.97,  # on the held-out images, or the sweep refuses
+    )
+  )
   return config

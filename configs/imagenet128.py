@@ -1,4 +1,5 @@
-"""ImageNet 128x128, class-conditional: the paper's model (Ho & Salimans 2022, section 4.2, table 2).
+"""ImageNet 128x128, class-conditional: the paper's model (Ho & Salimans 2022, section 4.2, table
+2).
 
 Command:  python -m cfg.data.prepare DIR prepared/imagenet128 --resolution=128   # DIR has ILSVRC2012's tars, or Kaggle's files
           python -m cfg.interop.inception inception.safetensors                  # downloads the network that FID and IS mean
@@ -6,18 +7,21 @@ Command:  python -m cfg.data.prepare DIR prepared/imagenet128 --resolution=128  
           python -m cfg.main --config=configs/imagenet128.py --mode=sweep "--config.sweep.num_steps=(128, 256, 1024)"   # the whole table
           Without data, to try it: --config.data.name=synthetic. What it costs, without training: --mode=dry_run.
 Hardware: 32 GPUs of 80 GB, or a TPU slice.
-Time:     691.2 million images at 1.79 TFLOP each. Estimated, not measured: 5 days on 8 H200 at 45 % of 790 TFLOP/s.
+Time:     691.2 million images at 1.79 TFLOP each. Estimated, not measured: 5 days on 8 H200 at 45 %
+  of 790 TFLOP/s.
 
-The numbers to expect are TABLE_2's; the sweep prints the differences beside its own: see configs/imagenet64.py.
+The numbers to expect are TABLE_2's; the sweep prints the differences beside its own: see
+configs/imagenet64.py.
 
-Sizes and rates are those of the authors' related code (google-research/ddpm_w_distillation, i128_unet3), p_uncond
-too; the number of steps and v are the paper's. Not stated anywhere: the shape of the warm-up (linear here), the
-precision (bf16 here).
+Sizes and rates are those of the authors' related code (google-research/ddpm_w_distillation,
+i128_unet3), p_uncond too; the number of steps and v are the paper's. Not stated anywhere: the shape
+of the warm-up (linear here), the precision (bf16 here).
 """
 
 from configs import imagenet64
 
-# w: FID at T = 128, 256, 1024, then IS; 50,000 samples; p_uncond is not stated with it, 0.1 in the authors' code
+# w: FID at T = 128, 256, 1024, then IS; 50,000 samples; p_uncond is not stated with it, 0.1 in the
+# authors' code
 TABLE_2 = {
   0.0: (8.11, 7.27, 7.22, 81.46, 82.45, 81.54),
   0.1: (5.31, 4.53, 4.50, 105.01, 106.12, 104.67),
@@ -40,13 +44,29 @@ def get_config(options="p_uncond=0.1"):
   """The paper's 128x128 model; `options` is "p_uncond=P"."""
   config = imagenet64.get_config(options)
   config.data.update(path="prepared/imagenet128", resolution=128)
-  config.model.update(ch=256, emb_ch=1024, ch_mult=(1, 1, 2, 3, 4), num_res_blocks=2, num_heads=4, head_dim=None, dropout=0.0)
+  config.model.update(
+    ch=256,
+    emb_ch=1024,
+    ch_mult=(1, 1, 2, 3, 4),
+    num_res_blocks=2,
+    num_heads=4,
+    head_dim=None,
+    dropout=0.0,
+  )
   config.optimizer.update(learning_rate=1e-4, warmup_steps=1_000)
   config.train.update(batch_size=256, accumulate=1, num_steps=2_700_000)
   config.preview.update(num_per_class=2)
   config.sampler.update(var_interp=0.2)
   config.sweep.update(batch_size=128)
-  rows = tuple((num_steps, w, row[i], row[3 + i]) for i, num_steps in enumerate((128, 256, 1024)) for w, row in TABLE_2.items())
+  rows = tuple(
+    (num_steps, w, row[i], row[3 + i])
+    for i, num_steps in enumerate((128, 256, 1024))
+    for w, row in TABLE_2.items()
+  )
   at_paper_s = config.train.p_uncond == 0.1
-  config.paper.update(source="Ho & Salimans 2022 (arXiv 2207.12598), table 2", num_samples=50_000 if at_paper_s else 0, rows=rows if at_paper_s else ())
+  config.paper.update(
+    source="Ho & Salimans 2022 (arXiv 2207.12598), table 2",
+    num_samples=50_000 if at_paper_s else 0,
+    rows=rows if at_paper_s else (),
+  )
   return config

@@ -5,24 +5,30 @@ Command:  python -m cfg.data.prepare DIR prepared/imagenet64 --resolution=64   #
           python -m cfg.main --config=configs/imagenet64.py
           python -m cfg.main --config=configs/imagenet64.py:p_uncond=0.2 ...   # the paper's three are 0.1, 0.2 and 0.5
           The preparation cuts images to their centre square and area-averages them, as the paper's are (--config.data.path=...
-          for another folder than prepared/imagenet64). TFDS's imagenet_resized/64x64 is not that: see the README.
+          for another folder than prepared/imagenet64). TFDS's imagenet_resized/64x64 is not that:
+          see the README.
           Without data, to try it: --config.data.name=synthetic. What it costs, without training: --mode=dry_run.
           Without Inception's weights: --config.inception.path= --config.judge.num_steps=20000, for numbers in a judge's features.
-Hardware: 8 GPUs of 80 GB: an update is made of 8 micro-batches of 32 images a GPU (--mode=dry_run finds room for 48
+Hardware: 8 GPUs of 80 GB: an update is made of 8 micro-batches of 32 images a GPU (--mode=dry_run
+  finds room for 48
           where bf16 is computed as f32). On a larger slice set --config.train.accumulate=1, on less memory raise it:
           the update is the same. One GPU of 12 GB: configs/imagenet64_12gb.py.
-Time:     819.2 million images at 0.63 TFLOP each. Estimated, not measured: 2 days on 8 H200 at 45 % of 790 TFLOP/s.
+Time:     819.2 million images at 0.63 TFLOP each. Estimated, not measured: 2 days on 8 H200 at 45 %
+  of 790 TFLOP/s.
 
-The numbers to expect are TABLE_1's. The sweep prints the differences beside its own: FID and IS in Inception's features, of 50,000
-samples at each w, against the whole training split, as prepared. The paper does not say which split, nor how many splits of IS.
+The numbers to expect are TABLE_1's. The sweep prints the differences beside its own: FID and IS in
+Inception's features, of 50,000 samples at each w, against the whole training split, as prepared.
+The paper does not say which split, nor how many splits of IS.
 
-Sizes and rates are those of the authors' related code (google-research/ddpm_w_distillation, i64_unet3); the number
-of steps and v are the paper's. Not stated anywhere: the shape of the warm-up (linear here), the precision (bf16 here).
+Sizes and rates are those of the authors' related code (google-research/ddpm_w_distillation,
+i64_unet3); the number of steps and v are the paper's. Not stated anywhere: the shape of the warm-up
+(linear here), the precision (bf16 here).
 """
 
 from configs import digits
 
-# w: FID at p_uncond = 0.1, 0.2, 0.5, then IS; 50,000 samples; T is not stated with it, 256 in the authors' code
+# w: FID at p_uncond = 0.1, 0.2, 0.5, then IS; 50,000 samples; T is not stated with it, 256 in the
+# authors' code
 TABLE_1 = {
   0.0: (1.80, 1.80, 2.21, 53.71, 52.90, 47.61),
   0.1: (1.55, 1.62, 1.91, 66.11, 64.58, 56.10),
@@ -45,22 +51,54 @@ def get_config(options="p_uncond=0.1"):
   """The paper's 64x64 model; `options` is "p_uncond=P"."""
   config = digits.get_config()
   config.cpu_devices = 8
-  config.data.update(name="prepared", path="prepared/imagenet64", resolution=64, num_classes=1000, num_images=4096, heldout_fraction=0.01)
+  config.data.update(
+    name="prepared",
+    path="prepared/imagenet64",
+    resolution=64,
+    num_classes=1000,
+    num_images=4096,
+    heldout_fraction=0.01,
+  )
   config.model.update(
-    ch=192, emb_ch=768, ch_mult=(1, 2, 3, 4), num_res_blocks=3, attn_resolutions=(32, 16, 8), num_heads=None, head_dim=64,
-    dropout=0.1, norm_groups=32, dtype="bfloat16",
+    ch=192,
+    emb_ch=768,
+    ch_mult=(1, 2, 3, 4),
+    num_res_blocks=3,
+    attn_resolutions=(32, 16, 8),
+    num_heads=None,
+    head_dim=64,
+    dropout=0.1,
+    norm_groups=32,
+    dtype="bfloat16",
   )
   config.optimizer.update(learning_rate=3e-4, warmup_steps=10_000)
   config.train.update(
-    batch_size=2048, accumulate=8, num_steps=400_000, p_uncond=parse_options(options), flip=True, ema_decays=(0.9999,),
-    log_every_steps=100, heldout_every_steps=10_000, preview_every_steps=10_000, checkpoint_every_steps=5_000,
+    batch_size=2048,
+    accumulate=8,
+    num_steps=400_000,
+    p_uncond=parse_options(options),
+    flip=True,
+    ema_decays=(0.9999,),
+    log_every_steps=100,
+    heldout_every_steps=10_000,
+    preview_every_steps=10_000,
+    checkpoint_every_steps=5_000,
   )
   config.heldout.update(num_images=2048, batch_size=64)
   config.preview.update(w=(0.0, 1.0, 4.0), num_classes=8, num_per_class=4)
   config.sampler.update(num_steps=256, var_interp=0.3)
   config.sweep.update(w=tuple(i / 10 for i in range(41)), num_samples=50_000, batch_size=512)
   config.inception.update(path="inception.safetensors")
-  config.judge.update(ch=64, levels=4, feature_dim=256, num_steps=0, batch_size=256, learning_rate=1e-3, warmup_steps=500, min_accuracy=0.0)
+  config.judge.update(
+    ch=64,
+    levels=4,
+    feature_dim=256,
+    num_steps=0,
+    batch_size=256,
+    learning_rate=1e-3,
+    warmup_steps=500,
+    min_accuracy=0.0,
+  )
   config.paper.update(published(config.train.p_uncond))
   return config
 
@@ -72,11 +110,15 @@ def published(p_uncond):
     return dict(source="", num_samples=0, rows=())
   i = columns.index(p_uncond)
   rows = tuple((0, w, row[i], row[3 + i]) for w, row in TABLE_1.items())
-  return dict(source=f"Ho & Salimans 2022 (arXiv 2207.12598), table 1, p_uncond = {p_uncond:g}", num_samples=50_000, rows=rows)
+  return dict(
+    source=f"Ho & Salimans 2022 (arXiv 2207.12598), table 1, p_uncond = {p_uncond:g}",
+    num_samples=50_000,
+    rows=rows,
+  )
 
 
 def parse_options(options):
-  """"p_uncond=0.2" -> 0.2. Raises ValueError for anything else."""
+  """ "p_uncond=0.2" -> 0.2. Raises ValueError for anything else."""
   name, _, value = options.partition("=")
   if name != "p_uncond":
     raise ValueError(f"the option after the config's colon is {options!r}: it must be p_uncond=P")

@@ -1,6 +1,8 @@
-"""python notebooks/execute.py notebooks/evaluate.ipynb: run a notebook from top to bottom and store its outputs in it.
+"""python notebooks/execute.py notebooks/evaluate.ipynb: run a notebook from top to bottom and store
+its outputs in it.
 
-Times and names of the machine are left out. A cell that fails is an error, and the file stays as it was.
+Times and names of the machine are left out. A cell that fails is an error, and the file stays as it
+was.
 """
 
 import pathlib
@@ -9,7 +11,10 @@ import sys
 import nbclient
 import nbformat
 
-METADATA = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}, "language_info": {"name": "python"}}
+METADATA = {
+  "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+  "language_info": {"name": "python"},
+}
 # seconds that one cell may take
 TIMEOUT = 1800
 
@@ -18,7 +23,11 @@ def main(path):
   path = pathlib.Path(path)
   notebook = nbformat.read(path, as_version=4)
   client = nbclient.NotebookClient(
-    notebook, kernel_name="python3", timeout=TIMEOUT, record_timing=False, resources={"metadata": {"path": str(path.parent)}}
+    notebook,
+    kernel_name="python3",
+    timeout=TIMEOUT,
+    record_timing=False,
+    resources={"metadata": {"path": str(path.parent)}},
   )
   client.execute()
   notebook.metadata = nbformat.from_dict(METADATA)

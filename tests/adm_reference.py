@@ -1,6 +1,8 @@
-"""guided-diffusion's U-Net in plain numpy, from its stated architecture: NCHW, its own names, no code shared with cfg.
+"""guided-diffusion's U-Net in plain numpy, from its stated architecture: NCHW, its own names, no
+code shared with cfg.
 
-Checked against the golden network of test_adm.py; then it is the reference for variants that have no golden file.
+Checked against the golden network of test_adm.py; then it is the reference for variants that have
+no golden file.
 """
 
 import dataclasses
@@ -34,7 +36,9 @@ def conv(x, weight, bias, stride=1):
   """Convolution of [N,C,H,W] with [O,I,k,k], padding k // 2."""
   k = weight.shape[-1]
   x = np.pad(x, ((0, 0), (0, 0), (k // 2, k // 2), (k // 2, k // 2)))
-  windows = np.lib.stride_tricks.sliding_window_view(x, (k, k), axis=(2, 3))[:, :, ::stride, ::stride]
+  windows = np.lib.stride_tricks.sliding_window_view(x, (k, k), axis=(2, 3))[
+    :, :, ::stride, ::stride
+  ]
   return np.einsum("nihwab,oiab->nohw", windows, weight, optimize=True) + bias[None, :, None, None]
 
 
@@ -57,28 +61,40 @@ def halve(x):
 
 
 class Reference:
-  """forward(x, t, y) of one variant with one state dict; with `state` None, one is drawn as the shapes are met."""
+  """forward(x, t, y) of one variant with one state dict; with `state` None, one is drawn as the
+  shapes are met.
+  """
 
   def __init__(self, variant, state=None, seed=0):
-    self.variant, self.state, self._rng = variant, {} if state is None else state, np.random.default_rng(seed)
+    self.variant, self.state, self._rng = (
+      variant,
+      {} if state is None else state,
+      np.random.default_rng(seed),
+    )
     self._draw = state is None
 
   def get(self, name, *shape):
     if self._draw and name not in self.state:
       fan = max(1, int(np.prod(shape[1:])))
       offset = 1.0 if len(shape) == 1 and name.endswith("weight") else 0.0
-      self.state[name] = (offset + self._rng.normal(size=shape) / np.sqrt(fan if len(shape) > 1 else 25)).astype(np.float32)
+      self.state[name] = (
+        offset + self._rng.normal(size=shape) / np.sqrt(fan if len(shape) > 1 else 25)
+      ).astype(np.float32)
     assert self.state[name].shape == shape, name
     return self.state[name].astype(np.float64)
 
   def conv(self, x, name, out, k=3, stride=1):
-    return conv(x, self.get(f"{name}.weight", out, x.shape[1], k, k), self.get(f"{name}.bias", out), stride)
+    return conv(
+      x, self.get(f"{name}.weight", out, x.shape[1], k, k), self.get(f"{name}.bias", out), stride
+    )
 
   def linear(self, x, name, out):
     return x @ self.get(f"{name}.weight", out, x.shape[1]).T + self.get(f"{name}.bias", out)
 
   def norm(self, x, name):
-    return group_norm(x, self.get(f"{name}.weight", x.shape[1]), self.get(f"{name}.bias", x.shape[1]))
+    return group_norm(
+      x, self.get(f"{name}.weight", x.shape[1]), self.get(f"{name}.bias", x.shape[1])
+    )
 
   def res_block(self, x, emb, name, out, resample=None):
     scale_shift = self.variant.use_scale_shift_norm
@@ -86,7 +102,9 @@ class Reference:
     if resample:
       h, x = resample(h), resample(x)
     h = self.conv(h, f"{name}.in_layers.2", out)
-    e = self.linear(silu(emb), f"{name}.emb_layers.1", 2 * out if scale_shift else out)[:, :, None, None]
+    e = self.linear(silu(emb), f"{name}.emb_layers.1", 2 * out if scale_shift else out)[
+      :, :, None, None
+    ]
     if scale_shift:
       h = self.norm(h, f"{name}.out_layers.0") * (1 + e[:, :out]) + e[:, out:]
     else:
@@ -97,7 +115,10 @@ class Reference:
   def attention(self, x, name):
     n, c, height, width = x.shape
     h = self.norm(x.reshape(n, c, -1), f"{name}.norm")
-    qkv = np.einsum("nct,oc->not", h, self.get(f"{name}.qkv.weight", 3 * c, c, 1)[..., 0]) + self.get(f"{name}.qkv.bias", 3 * c)[:, None]
+    qkv = (
+      np.einsum("nct,oc->not", h, self.get(f"{name}.qkv.weight", 3 * c, c, 1)[..., 0])
+      + self.get(f"{name}.qkv.bias", 3 * c)[:, None]
+    )
     heads = self.variant.num_heads or c // self.variant.num_head_channels
     if self.variant.use_new_attention_order:
       q, k, v = (part.reshape(n, heads, c // heads, -1) for part in np.split(qkv, 3, axis=1))
@@ -107,13 +128,18 @@ class Reference:
     weights = np.exp(logits - logits.max(-1, keepdims=True))
     weights /= weights.sum(-1, keepdims=True)
     a = np.einsum("nhts,nhcs->nhct", weights, v).reshape(n, c, -1)
-    a = np.einsum("nct,oc->not", a, self.get(f"{name}.proj_out.weight", c, c, 1)[..., 0]) + self.get(f"{name}.proj_out.bias", c)[:, None]
+    a = (
+      np.einsum("nct,oc->not", a, self.get(f"{name}.proj_out.weight", c, c, 1)[..., 0])
+      + self.get(f"{name}.proj_out.bias", c)[:, None]
+    )
     return x + a.reshape(x.shape)
 
   def embedding(self, t, y):
     ch = self.variant.model_channels
     angles = t[:, None] * np.exp(-np.log(10000) * np.arange(ch // 2) / (ch // 2))
-    emb = self.linear(np.concatenate([np.cos(angles), np.sin(angles)], axis=1), "time_embed.0", 4 * ch)
+    emb = self.linear(
+      np.concatenate([np.cos(angles), np.sin(angles)], axis=1), "time_embed.0", 4 * ch
+    )
     emb = self.linear(silu(emb), "time_embed.2", 4 * ch)
     if self.variant.num_classes:
       emb = emb + self.get("label_emb.weight", self.variant.num_classes, 4 * ch)[y]
@@ -134,7 +160,11 @@ class Reference:
         i += 1
       if level < last:
         name = f"input_blocks.{i}.0"
-        h = self.res_block(h, emb, name, width, halve) if v.resblock_updown else self.conv(h, f"{name}.op", width, stride=2)
+        h = (
+          self.res_block(h, emb, name, width, halve)
+          if v.resblock_updown
+          else self.conv(h, f"{name}.op", width, stride=2)
+        )
         skips.append(h)
         i += 1
     h = self.res_block(h, emb, "middle_block.0", widths[-1])
@@ -142,12 +172,18 @@ class Reference:
     i = 0
     for level in reversed(range(len(widths))):
       for block in range(v.num_res_blocks + 1):
-        h = self.res_block(np.concatenate([h, skips.pop()], axis=1), emb, f"output_blocks.{i}.0", widths[level])
+        h = self.res_block(
+          np.concatenate([h, skips.pop()], axis=1), emb, f"output_blocks.{i}.0", widths[level]
+        )
         place = 1
         if level in v.attention_levels:
           h, place = self.attention(h, f"output_blocks.{i}.1"), 2
         if level > 0 and block == v.num_res_blocks:
           name = f"output_blocks.{i}.{place}"
-          h = self.res_block(h, emb, name, widths[level], double) if v.resblock_updown else self.conv(double(h), f"{name}.conv", widths[level])
+          h = (
+            self.res_block(h, emb, name, widths[level], double)
+            if v.resblock_updown
+            else self.conv(double(h), f"{name}.conv", widths[level])
+          )
         i += 1
     return self.conv(silu(self.norm(h, "out.0")), "out.2", v.out_channels)

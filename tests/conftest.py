@@ -6,8 +6,13 @@ import tempfile
 import jaxlib
 
 # before jax starts: tests compile more than they run (level 0 halves one and doubles the other)
-FLAGS = ["--xla_backend_optimization_level=0", "--xla_cpu_scheduler_type=CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"]
-if jaxlib.__version__.startswith("0.10."):  # a third less time to compile; later ones do not know the flag, and end
+FLAGS = [
+  "--xla_backend_optimization_level=0",
+  "--xla_cpu_scheduler_type=CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
+]
+if jaxlib.__version__.startswith(
+  "0.10."
+):  # a third less time to compile; later ones do not know the flag, and end
   FLAGS.append("--xla_cpu_use_fusion_emitters=false")
 os.environ.setdefault("XLA_FLAGS", " ".join(FLAGS))
 os.environ.setdefault("JAX_PLATFORMS", "cpu")

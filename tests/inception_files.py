@@ -1,5 +1,6 @@
-"""The reference's random weights in each format that people have, written by others' definitions of these formats."""
-
+"""The reference's random weights in each format that people have, written by others' definitions of
+these formats.
+"""
 
 import inception_reference as reference
 import numpy as np
@@ -16,18 +17,37 @@ STRAY = {"ExpandDims/dim": np.float32(0), "mixed_10/join/concat_dim": np.float32
 
 
 def graph(state, *, epsilon=1e-3, scaled=True):
-  """A GraphDef of TensorFlow's own fields (tensorboardX has them): constants as bytes, as lists, and as one repeated value."""
+  """A GraphDef of TensorFlow's own fields (tensorboardX has them): constants as bytes, as lists,
+  and as one repeated value.
+  """
   found = graph_pb2.GraphDef()
   for name, value in STRAY.items():
     add_constant(found, name, value)
   found.node.add(name="DecodeJpeg/contents", op="Const").attr["value"].tensor.dtype = 7  # text
   for scope, (port, _) in reference.convolutions().items():
-    add_constant(found, f"{scope}/conv2d_params", state[f"{port}.conv.weight"].transpose(2, 3, 1, 0))
-    parts = (("beta", "bias"), ("gamma", "weight"), ("moving_mean", "running_mean"), ("moving_variance", "running_var"))
+    add_constant(
+      found, f"{scope}/conv2d_params", state[f"{port}.conv.weight"].transpose(2, 3, 1, 0)
+    )
+    parts = (
+      ("beta", "bias"),
+      ("gamma", "weight"),
+      ("moving_mean", "running_mean"),
+      ("moving_variance", "running_var"),
+    )
     for ours, theirs in parts:
-      add_constant(found, f"{scope}/batchnorm/{ours}", state[f"{port}.bn.{theirs}"], as_list=ours == "beta")
+      add_constant(
+        found, f"{scope}/batchnorm/{ours}", state[f"{port}.bn.{theirs}"], as_list=ours == "beta"
+      )
     node = found.node.add(name=f"{scope}/batchnorm", op="BatchNormWithGlobalNormalization")
-    node.input.extend([f"{scope}/Conv2D", *(f"{scope}/batchnorm/{name}" for name in ("moving_mean", "moving_variance", "beta", "gamma"))])
+    node.input.extend(
+      [
+        f"{scope}/Conv2D",
+        *(
+          f"{scope}/batchnorm/{name}"
+          for name in ("moving_mean", "moving_variance", "beta", "gamma")
+        ),
+      ]
+    )
     node.attr["variance_epsilon"].f = epsilon
     node.attr["scale_after_normalization"].b = scaled
     node.attr["T"].type = 1
@@ -57,7 +77,13 @@ def write_graph(path, state, **changes):
 
 def write_port(path, state):
   """As pytorch-fid's: with counters of training steps."""
-  write_torch(path, state | {f"{port}.bn.num_batches_tracked": np.array(0) for port, _ in reference.convolutions().values()})
+  write_torch(
+    path,
+    state
+    | {
+      f"{port}.bn.num_batches_tracked": np.array(0) for port, _ in reference.convolutions().values()
+    },
+  )
 
 
 def write_folded(path, state, *, until=None):
@@ -66,9 +92,14 @@ def write_folded(path, state, *, until=None):
   for scope, (port, _) in reference.convolutions().items():
     if scope == until:
       break
-    gamma, beta, mean, var = (state[f"{port}.bn.{part}"].astype(np.float64) for part in ("weight", "bias", "running_mean", "running_var"))
+    gamma, beta, mean, var = (
+      state[f"{port}.bn.{part}"].astype(np.float64)
+      for part in ("weight", "bias", "running_mean", "running_var")
+    )
     scale = gamma / np.sqrt(var + np.float32(1e-3))
-    arrays[f"{scope}/folded_weights"] = (state[f"{port}.conv.weight"].transpose(2, 3, 1, 0) * scale).astype(np.float32)
+    arrays[f"{scope}/folded_weights"] = (
+      state[f"{port}.conv.weight"].transpose(2, 3, 1, 0) * scale
+    ).astype(np.float32)
     arrays[f"{scope}/folded_bias"] = (beta - mean * scale).astype(np.float32)
   if until is None:
     arrays |= {"softmax/weights": state["fc.weight"].T, "softmax/biases": state["fc.bias"]}

@@ -47,7 +47,9 @@ def test_posterior_is_gaussian_conditioning(logsnr_t, logsnr_s):
   cov = ratio * var_s
   mean = alpha_s * x + cov / var_t * (z_t - alpha_t * x)
   var = var_s - cov**2 / var_t
-  got = diffusion.posterior_mean(z_t=jnp.full((1, 1), z_t), x=jnp.full((1, 1), x), logsnr_t=logsnr_t, logsnr_s=logsnr_s)
+  got = diffusion.posterior_mean(
+    z_t=jnp.full((1, 1), z_t), x=jnp.full((1, 1), x), logsnr_t=logsnr_t, logsnr_s=logsnr_s
+  )
   np.testing.assert_allclose(got, mean, rtol=1e-5, atol=1e-6)
   logvar = diffusion.posterior_logvar(logsnr_t=logsnr_t, logsnr_s=logsnr_s, var_interp=0.0)
   np.testing.assert_allclose(logvar, np.log(var), atol=1e-4)
@@ -55,8 +57,12 @@ def test_posterior_is_gaussian_conditioning(logsnr_t, logsnr_s):
 
 @pytest.mark.parametrize("logsnr_t, logsnr_s", LEVELS)
 def test_variance_interpolates_in_logs(logsnr_t, logsnr_s):
-  """v = 1 is the forward transition's variance sigma_t^2 - (alpha_t/alpha_s)^2 sigma_s^2; v mixes the logs."""
-  get = lambda v: float(diffusion.posterior_logvar(logsnr_t=logsnr_t, logsnr_s=logsnr_s, var_interp=v))
+  """v = 1 is the forward transition's variance sigma_t^2 - (alpha_t/alpha_s)^2 sigma_s^2; v mixes
+  the logs.
+  """
+  get = lambda v: float(
+    diffusion.posterior_logvar(logsnr_t=logsnr_t, logsnr_s=logsnr_s, var_interp=v)
+  )
   forward = sig(-logsnr_t) - sig(logsnr_t) / sig(logsnr_s) * sig(-logsnr_s)
   np.testing.assert_allclose(get(1.0), np.log(forward), atol=1e-4)
   np.testing.assert_allclose(get(0.3), 0.7 * get(0.0) + 0.3 * get(1.0), rtol=1e-5)
@@ -65,6 +71,8 @@ def test_variance_interpolates_in_logs(logsnr_t, logsnr_s):
 def test_log1mexp():
   """log(1 - e^-x) to float32 accuracy from 1e-6 to 50, with finite gradients."""
   x = np.logspace(-6, np.log10(50), 200)
-  np.testing.assert_allclose(diffusion.log1mexp(jnp.float32(x)), np.log(-np.expm1(-x)), rtol=2e-6, atol=1e-12)
+  np.testing.assert_allclose(
+    diffusion.log1mexp(jnp.float32(x)), np.log(-np.expm1(-x)), rtol=2e-6, atol=1e-12
+  )
   grads = jax.vmap(jax.grad(diffusion.log1mexp))(jnp.float32(x))
   assert np.all(np.isfinite(grads))

@@ -22,7 +22,9 @@ def test_w_zero_is_the_conditional_model():
 
 
 def test_mix_is_affine_in_w():
-  """Three strengths on a line: mix(1) is the mean of mix(0) and mix(2); the slope is eps_cond - eps_uncond."""
+  """Three strengths on a line: mix(1) is the mean of mix(0) and mix(2); the slope is eps_cond -
+  eps_uncond.
+  """
   cond, uncond = jax.random.normal(jax.random.key(1), (2, 1000))
   at = lambda w: guidance.mix(eps_cond=cond, eps_uncond=uncond, w=w)
   np.testing.assert_allclose(at(1.0), (at(0.0) + at(2.0)) / 2, atol=1e-5)
@@ -31,10 +33,16 @@ def test_mix_is_affine_in_w():
 
 def dropped(mesh, count, p):
   """Which of `count` labels are dropped, computed over a mesh."""
+
   @functools.partial(jax.jit, in_shardings=sharding.batch_sharding(mesh))
   def run(index):
     keys = sampling.sample_keys(key=jax.random.key(3), index=index)
-    return guidance.drop_labels(keys=keys, y=jnp.ones(index.shape, jnp.int32), p_uncond=p, null_label=NULL) == NULL
+    return (
+      guidance.drop_labels(
+        keys=keys, y=jnp.ones(index.shape, jnp.int32), p_uncond=p, null_label=NULL
+      )
+      == NULL
+    )
 
   return np.asarray(run(jnp.arange(count, dtype=jnp.uint32)))
 
@@ -57,9 +65,12 @@ def test_the_same_rows_are_dropped_on_any_mesh(mesh1, mesh8):
 
 def test_one_call_is_two_calls():
   """The interleaved call gives the mix of a conditional and an unconditional call, row by row."""
+
   def eps_fn(z, logsnr, y):
     assert z.shape[0] == logsnr.shape[0] == y.shape[0]
-    return jnp.sin(z * 3 + diffusion.expand(logsnr, z)) + 10.0 * diffusion.expand(y.astype(jnp.float32), z)
+    return jnp.sin(z * 3 + diffusion.expand(logsnr, z)) + 10.0 * diffusion.expand(
+      y.astype(jnp.float32), z
+    )
 
   z = jax.random.normal(jax.random.key(4), (3, 2, 2, 1))
   logsnr, y = jnp.float32([-1.0, 0.0, 2.0]), jnp.int32([0, 1, 0])
@@ -76,11 +87,16 @@ PRIOR = jnp.array([0.3, 0.7])
 def log_p_given(z, logsnr, c):
   """log p(z_lambda | c) of x | c ~ N(mu_c, s_c^2 I), up to the constant that all classes share."""
   var = diffusion.alpha(logsnr) ** 2 * STDS[c] ** 2 + diffusion.sigma(logsnr) ** 2
-  return -0.5 * jnp.sum((z - diffusion.alpha(logsnr) * MEANS[c]) ** 2) / var - 0.5 * z.size * jnp.log(var)
+  return -0.5 * jnp.sum(
+    (z - diffusion.alpha(logsnr) * MEANS[c]) ** 2
+  ) / var - 0.5 * z.size * jnp.log(var)
 
 
 def exact_eps(z, logsnr, y):
-  """Closed-form eps = -sigma grad log p, conditional or (null label) of the mixture; responsibilities by hand."""
+  """Closed-form eps = -sigma grad log p, conditional or (null label) of the mixture;
+  responsibilities by hand.
+  """
+
   def one(z, logsnr, y):
     z = z.reshape(2)
     a, sig2 = diffusion.alpha(logsnr), diffusion.sigma(logsnr) ** 2
@@ -96,6 +112,7 @@ def exact_eps(z, logsnr, y):
 @pytest.mark.parametrize("w", [0.0, 0.5, 3.0])
 def test_guided_eps_is_the_tilted_score(w):
   """At each level the guided eps is -sigma grad_z log[ p(z|c) p(c|z)^w ], the gradient by autodiff."""
+
   def tilted(z, logsnr, c):
     joint = jnp.log(PRIOR) + jnp.stack([log_p_given(z, logsnr, k) for k in (0, 1)])
     return log_p_given(z, logsnr, c) + w * jax.nn.log_softmax(joint)[c]

@@ -26,7 +26,8 @@ INSIDE = {
   "report": "table; figures",
   "features": "references; select; placed; inception judge cifar_resnet; extractor",
   "interop": (
-    "adm inception; cifar_resnet inception_formats; adm_weights weights; torch_file graph_def; arrays"
+    "adm inception; cifar_resnet inception_formats; adm_weights weights; torch_file graph_def; "
+    "arrays"
   ),
   "models": "unet classifier; backbone; layers; inception judge cifar_resnet",
   "data": "prepare pipeline; sources; tfds; preparing; records recipes decode",

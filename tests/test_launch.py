@@ -29,22 +29,33 @@ def test_shellcheck_is_content(path):
 def test_usage(path):
   """Without arguments: how it is used, and exit code 2."""
   done = dry(path.name)
-  assert done.returncode == 2 and f"launch/{path.name}" in done.stderr and "DRY_RUN=1" in done.stderr
+  assert (
+    done.returncode == 2 and f"launch/{path.name}" in done.stderr and "DRY_RUN=1" in done.stderr
+  )
   assert "set -euo" not in done.stderr
 
 
 def test_single_host(tmp_path):
-  """Installs, then starts the run in the background with every option passed on; in a dry run nothing appears."""
+  """Installs, then starts the run in the background with every option passed on; in a dry run
+  nothing appears.
+  """
   work = tmp_path / "a run"
   done = dry("single_host.sh", "configs/digits.py", str(work), "--config.seed=3")
   assert done.returncode == 0, done.stderr
-  assert "-m cfg.main --config=configs/digits.py --workdir=" in done.stdout and "--config.seed=3" in done.stdout
+  assert (
+    "-m cfg.main --config=configs/digits.py --workdir=" in done.stdout
+    and "--config.seed=3" in done.stdout
+  )
   assert not work.exists()
-  assert ".[cuda]" in dry("single_host.sh", "configs/digits.py", str(work), EXTRA="cuda").stdout.replace("\\", "")
+  assert ".[cuda]" in dry(
+    "single_host.sh", "configs/digits.py", str(work), EXTRA="cuda"
+  ).stdout.replace("\\", "")
 
 
 def test_tpu_pod(tmp_path):
-  """Each action prints its gcloud commands, for all workers, arguments quoted, and calls none of them."""
+  """Each action prints its gcloud commands, for all workers, arguments quoted, and calls none of
+  them.
+  """
   fake = tmp_path / "gcloud"
   fake.write_text("#!/bin/sh\ntouch " + str(tmp_path / "called") + "\n")
   fake.chmod(0o755)
@@ -52,7 +63,13 @@ def test_tpu_pod(tmp_path):
   words = {
     ("up", "v4-32"): ["create my-slice", "--accelerator-type=v4-32"],
     ("start", "configs/imagenet64.py", "/mnt/my bucket", "--config.seed=2"): [
-      "git archive", "scp", "--worker=all", ".[tpu]", "--distributed", "--config=configs/imagenet64.py", "--config.seed=2"
+      "git archive",
+      "scp",
+      "--worker=all",
+      ".[tpu]",
+      "--distributed",
+      "--config=configs/imagenet64.py",
+      "--config.seed=2",
     ],
     ("logs",): ["--worker=0", "tail"],
     ("stop",): ["--worker=all", "kill"],

@@ -24,7 +24,13 @@ def command(*options, config="configs/digits.py"):
 @pytest.fixture
 def workdir(tmp_path, config):
   """A work directory with a checkpoint of the test config: its meta is all that is looked at here."""
-  meta = {"step": 3, "config": config_lib.to_json(config), "class_names": list("0123456789"), "image_shape": [8, 8, 1], "data_name": "digits"}
+  meta = {
+    "step": 3,
+    "config": config_lib.to_json(config),
+    "class_names": list("0123456789"),
+    "image_shape": [8, 8, 1],
+    "data_name": "digits",
+  }
   with checkpoint.Checkpoints(tmp_path) as checkpoints:
     checkpoints.save(3, state={"ema": {"0.99": {"a": config.seed + 1.0}}}, meta=meta)
   return tmp_path
@@ -40,8 +46,14 @@ CASES = {
   "unknown option": (["--wokdir=x"], ["wokdir"]),
   "unknown mode": (["--mode=trian"], ["train"]),
   "stray word": (["train"], ["unexpected argument 'train'"]),
-  "missing data folder": (["--config.data.name=folder", "--config.data.path=/nowhere/at/all"], ["/nowhere/at/all", "is not a folder"]),
-  "a sweep that gives no numbers, before training": (["--config.sweep.num_blocks=1"], ["sweep.num_samples", "at least 2 blocks"]),
+  "missing data folder": (
+    ["--config.data.name=folder", "--config.data.path=/nowhere/at/all"],
+    ["/nowhere/at/all", "is not a folder"],
+  ),
+  "a sweep that gives no numbers, before training": (
+    ["--config.sweep.num_blocks=1"],
+    ["sweep.num_samples", "at least 2 blocks"],
+  ),
   "w and scale": (["--mode=sample", "--w=1", "--scale=2"], ["--w=1 and --scale=2", "give one"]),
   "nothing trained": (["--mode=sample", "--w=1"], ["no checkpoint", "--mode=train"]),
 }
@@ -49,7 +61,9 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_bad_input_is_one_paragraph(case, tmp_path):
-  """The thing and the remedy are named, on stderr, with an exit code and without a traceback; nothing was trained."""
+  """The thing and the remedy are named, on stderr, with an exit code and without a traceback;
+  nothing was trained.
+  """
   options, words = CASES[case]
   config = None if options == [None] else "configs/digits.py"
   code, _, stderr = command(f"--workdir={tmp_path}", *[o for o in options if o], config=config)
@@ -61,10 +75,16 @@ def test_bad_input_is_one_paragraph(case, tmp_path):
 
 
 def test_another_runs_directory_is_left_alone(workdir):
-  """Training under another config in a directory that holds a checkpoint: the fields are named, no byte changes."""
+  """Training under another config in a directory that holds a checkpoint: the fields are named, no
+  byte changes.
+  """
   before = {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file()}
   code, _, stderr = command(f"--workdir={workdir}", "--mode=train")
-  assert code == 1 and "holds a checkpoint of another config" in stderr and "model.ch is 16, the checkpoint has 8" in stderr
+  assert (
+    code == 1
+    and "holds a checkpoint of another config" in stderr
+    and "model.ch is 16, the checkpoint has 8" in stderr
+  )
   assert "Traceback" not in stderr and "Choose another --workdir" in stderr
   assert {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file()} == before
 
@@ -78,14 +98,27 @@ def test_modes_that_read_make_no_directory(tmp_path):
 def test_help_lists_the_options():
   """--help names every option of ours."""
   _, stdout, _ = command("--help")
-  for name in ("--config", "--mode", "--workdir", "--label", "--num", "--w", "--scale", "--seed", "--ema", "--out"):
+  for name in (
+    "--config",
+    "--mode",
+    "--workdir",
+    "--label",
+    "--num",
+    "--w",
+    "--scale",
+    "--seed",
+    "--ema",
+    "--out",
+  ):
     assert f"{name}:" in stdout
 
 
 @pytest.mark.smoke
 def test_metrics_log_drops_what_will_come_again(tmp_path):
   """Resumed at step 4, records after it and a line that a kill cut short are dropped."""
-  (tmp_path / "metrics.jsonl").write_text('{"step": 2, "loss": 1}\n{"step": 4, "loss": 2}\n{"step": 6, "loss": 3}\n{"step": 8, "lo')
+  (tmp_path / "metrics.jsonl").write_text(
+    '{"step": 2, "loss": 1}\n{"step": 4, "loss": 2}\n{"step": 6, "loss": 3}\n{"step": 8, "lo'
+  )
   with logs.MetricsLog(tmp_path, step=4) as log:
     log.scalars(6, {"loss": 5.0})
   lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
@@ -93,21 +126,29 @@ def test_metrics_log_drops_what_will_come_again(tmp_path):
 
 
 def test_progress_says_rate_and_time_left(monkeypatch, caplog):
-  """Off a terminal: a plain line after every_seconds, with percent, facts, rate and time left; the first step is not timed."""
+  """Off a terminal: a plain line after every_seconds, with percent, facts, rate and time left; the
+  first step is not timed.
+  """
   clock = iter([100.0, 110.0, 130.0, 140.0])
   monkeypatch.setattr(logs.time, "monotonic", lambda: next(clock))
-  with caplog.at_level("INFO", "cfg"), logs.Progress("train", total=40, unit="steps", every_seconds=15) as progress:
+  with (
+    caplog.at_level("INFO", "cfg"),
+    logs.Progress("train", total=40, unit="steps", every_seconds=15) as progress,
+  ):
     for done in (10, 20, 30, 40):
       progress.update(done, loss="0.5")
   assert [r.message for r in caplog.records] == [
-    "train 30/40 steps (75%), loss 0.5, 0.67 steps/s, 0:15 left", "train 40/40 steps (100%), loss 0.5, 0.75 steps/s, took 0:40",
+    "train 30/40 steps (75%), loss 0.5, 0.67 steps/s, 0:15 left",
+    "train 40/40 steps (100%), loss 0.5, 0.75 steps/s, took 0:40",
   ]
   assert logs.duration(3725) == "1:02:05"
 
 
 @pytest.mark.parametrize("terminal", [False, True])
 def test_what_an_earlier_run_did_tells_nothing_of_the_rate(monkeypatch, caplog, terminal):
-  """20 of 40 units were kept, first and between: the rate is that of the others, on a line and in the bar."""
+  """20 of 40 units were kept, first and between: the rate is that of the others, on a line and in
+  the bar.
+  """
   clock = iter([100.0, 110.0, 120.0])
   with caplog.at_level("INFO", "cfg"), monkeypatch.context() as patch:
     patch.setattr(sys.stderr, "isatty", lambda: terminal)
@@ -123,4 +164,7 @@ def test_what_an_earlier_run_did_tells_nothing_of_the_rate(monkeypatch, caplog, 
     progress._bar.close()
     assert (shown["n"], shown["initial"], shown["total"]) == (32, 20, 40)
   else:
-    assert [r.message for r in caplog.records] == ["sweep 17/40 calls (42%), 0.50 calls/s, 0:46 left", "sweep 32/40 calls (80%), 0.50 calls/s, 0:16 left"]
+    assert [r.message for r in caplog.records] == [
+      "sweep 17/40 calls (42%), 0.50 calls/s, 0:46 left",
+      "sweep 32/40 calls (80%), 0.50 calls/s, 0:16 left",
+    ]

@@ -26,7 +26,10 @@ def sig(x):
 
 def gaussian_eps(z, logsnr, y):
   """Exact eps of N(MU_C, S_C^2), or with the null label of N(MU_U, S_U^2)."""
-  alpha, sigma = diffusion.expand(diffusion.alpha(logsnr), z), diffusion.expand(diffusion.sigma(logsnr), z)
+  alpha, sigma = (
+    diffusion.expand(diffusion.alpha(logsnr), z),
+    diffusion.expand(diffusion.sigma(logsnr), z),
+  )
   null = diffusion.expand(y == NULL, z)
   mean, std = jnp.where(null, MU_U, MU_C), jnp.where(null, S_U, S_C)
   return sigma * (z - alpha * mean) / (alpha**2 * std**2 + sigma**2)
@@ -60,11 +63,19 @@ def recursion(num_steps, v, w):
 @functools.partial(jax.jit, static_argnames=("num_steps", "sampler"))
 def draw(v, w, *, num_steps, sampler="ancestral"):
   """COUNT scalar samples as 1x1 images."""
-  step = {"ancestral": functools.partial(sampling.ancestral_step, var_interp=v), "ddim": sampling.ddim_step}[sampler]
+  step = {
+    "ancestral": functools.partial(sampling.ancestral_step, var_interp=v),
+    "ddim": sampling.ddim_step,
+  }[sampler]
   keys = sampling.sample_keys(key=jax.random.key(0), index=jnp.arange(COUNT, dtype=jnp.uint32))
   return sampling.sample(
-    eps_fn=guidance.classifier_free(gaussian_eps, w=w, null_label=NULL), step_fn=step, keys=keys,
-    y=jnp.zeros(COUNT, jnp.int32), logsnr=schedules.sampling_grid(num_steps=num_steps), image_shape=(1, 1, 1), clip_x=False,
+    eps_fn=guidance.classifier_free(gaussian_eps, w=w, null_label=NULL),
+    step_fn=step,
+    keys=keys,
+    y=jnp.zeros(COUNT, jnp.int32),
+    logsnr=schedules.sampling_grid(num_steps=num_steps),
+    image_shape=(1, 1, 1),
+    clip_x=False,
   ).reshape(-1)
 
 
@@ -84,7 +95,9 @@ def test_ddim_is_the_deterministic_map(w):
   """Each DDIM sample is the float64 recursion from its own initial noise."""
   x = np.asarray(draw(0.0, w, num_steps=16, sampler="ddim"))
   keys = sampling.sample_keys(key=jax.random.key(0), index=jnp.arange(COUNT, dtype=jnp.uint32))
-  z = np.asarray(jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, 0), ()))(keys), np.float64)
+  z = np.asarray(
+    jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, 0), ()))(keys), np.float64
+  )
   levels = schedules.sampling_grid(num_steps=16)
   for t, s in zip(levels[:-1], levels[1:]):
     a, b = guided_x_hat(t, w)
@@ -96,7 +109,9 @@ def test_ddim_is_the_deterministic_map(w):
 
 
 def test_w_zero_reaches_the_data():
-  """Unguided with many steps, the variance approaches the data's (at finite T it is below or above)."""
+  """Unguided with many steps, the variance approaches the data's (at finite T it is below or
+  above).
+  """
   x = np.asarray(draw(0.3, 0.0, num_steps=256), np.float64)
   assert abs(x.mean() - MU_C) < 0.02 and abs(x.std() - S_C) < 0.02
 
@@ -105,8 +120,13 @@ def run_small(eps_fn, index, *, clip_x, num_steps=8, sampler="ancestral"):
   keys = sampling.sample_keys(key=jax.random.key(1), index=jnp.asarray(index, jnp.uint32))
   step = sampling.make_step(sampler=sampler, var_interp=0.3)
   return sampling.sample(
-    eps_fn=eps_fn, step_fn=step, keys=keys, y=jnp.zeros(len(index), jnp.int32),
-    logsnr=schedules.sampling_grid(num_steps=num_steps), image_shape=(2, 2, 1), clip_x=clip_x,
+    eps_fn=eps_fn,
+    step_fn=step,
+    keys=keys,
+    y=jnp.zeros(len(index), jnp.int32),
+    logsnr=schedules.sampling_grid(num_steps=num_steps),
+    image_shape=(2, 2, 1),
+    clip_x=clip_x,
   )
 
 
@@ -132,21 +152,32 @@ def test_network_is_called_on_the_literal_grid():
 
 
 def test_clipping_comes_after_the_mix():
-  """clip_x clips the mixed x_hat, once: 3 x_c - 2 x_u with x_c = 0.9, x_u = 1.2 is 0.3; branches clipped first give 0.7."""
+  """clip_x clips the mixed x_hat, once: 3 x_c - 2 x_u with x_c = 0.9, x_u = 1.2 is 0.3; branches
+  clipped first give 0.7.
+  """
+
   def eps_fn(z, logsnr, y):
     x = jnp.where(diffusion.expand(y == NULL, z), 1.2, 0.9) * jnp.ones_like(z)
     return diffusion.eps_from_x(z=z, x=x, logsnr=logsnr)
 
   out = run_small(guidance.classifier_free(eps_fn, w=2.0, null_label=NULL), [0], clip_x=True)
   np.testing.assert_allclose(out, 0.3, atol=1e-3)
-  # and what leaves [-1, 1] after the mix is clipped: 3 * 0.9 - 2 * 1.2 with the branches exchanged is 1.8
+  # and what leaves [-1, 1] after the mix is clipped: 3 * 0.9 - 2 * 1.2 with the branches exchanged
+  # is 1.8
   swapped = lambda z, logsnr, y: eps_fn(z, logsnr, 1 - y)
   out = run_small(guidance.classifier_free(swapped, w=2.0, null_label=NULL), [0], clip_x=True)
   np.testing.assert_allclose(out, 1.0, atol=1e-6)
-  assert np.all(np.asarray(run_small(guidance.classifier_free(swapped, w=2.0, null_label=NULL), [0], clip_x=False)) > 1.5)
+  assert np.all(
+    np.asarray(
+      run_small(guidance.classifier_free(swapped, w=2.0, null_label=NULL), [0], clip_x=False)
+    )
+    > 1.5
+  )
 
 
-@pytest.mark.parametrize("arguments", [dict(sampler="euler", var_interp=0.3), dict(sampler="ancestral", var_interp=1.5)])
+@pytest.mark.parametrize(
+  "arguments", [dict(sampler="euler", var_interp=0.3), dict(sampler="ancestral", var_interp=1.5)]
+)
 def test_unknown_settings_are_refused(arguments):
   """An unknown sampler or a v outside [0, 1] is an error."""
   with pytest.raises(ValueError):
@@ -156,8 +187,20 @@ def test_unknown_settings_are_refused(arguments):
 @pytest.fixture(scope="module")
 def network():
   """A tiny U-Net with parameters that are nowhere zero."""
-  model = unet.UNet(num_classes=3, out_channels=1, ch=8, emb_ch=16, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(2,), num_heads=2, norm_groups=4)
-  params = jax.jit(lambda k: unet.init_params(model, key=k, image_shape=(4, 4, 1)))(jax.random.key(0))
+  model = unet.UNet(
+    num_classes=3,
+    out_channels=1,
+    ch=8,
+    emb_ch=16,
+    ch_mult=(1, 2),
+    num_res_blocks=1,
+    attn_resolutions=(2,),
+    num_heads=2,
+    norm_groups=4,
+  )
+  params = jax.jit(lambda k: unet.init_params(model, key=k, image_shape=(4, 4, 1)))(
+    jax.random.key(0)
+  )
   leaves, tree = jax.tree.flatten(params)
   keys = jax.random.split(jax.random.key(1), len(leaves))
   noisy = [leaf + 0.1 * jax.random.normal(k, leaf.shape) for leaf, k in zip(leaves, keys)]
@@ -166,13 +209,17 @@ def network():
 
 def generator(network, config, mesh, **options):
   config.sampler.num_steps = 5
-  return generate.Generator(model=network[0], config=config, image_shape=(4, 4, 1), mesh=mesh, batch_size=8, **options)
+  return generate.Generator(
+    model=network[0], config=config, image_shape=(4, 4, 1), mesh=mesh, batch_size=8, **options
+  )
 
 
 def test_any_mesh_makes_the_same_images(network, config, mesh1, mesh8):
   """1, 2 and 8 devices make the same images, at most one grey level apart, in any batch."""
   index, labels = np.arange(11), np.arange(11) % 3
-  run = lambda mesh: generator(network, config, mesh)(network[1], index=index, labels=labels, w=1.0, seed=0).astype(int)
+  run = lambda mesh: generator(network, config, mesh)(
+    network[1], index=index, labels=labels, w=1.0, seed=0
+  ).astype(int)
   one = run(mesh1)
   assert one.shape == (11, 4, 4, 1) and one.std() > 0
   for mesh in (sharding.make_mesh(jax.devices()[:2]), mesh8):
@@ -184,7 +231,10 @@ def test_one_branch_at_w_zero(network, config, mesh1):
   settings = dict(index=np.arange(8), labels=np.arange(8) % 3, w=0.0, seed=0)
   two, one = generator(network, config, mesh1), generator(network, config, mesh1, guided=False)
   assert (two.nfe, one.nfe) == (10, 5)
-  assert np.abs(two(network[1], **settings).astype(int) - one(network[1], **settings).astype(int)).max() <= 1
+  assert (
+    np.abs(two(network[1], **settings).astype(int) - one(network[1], **settings).astype(int)).max()
+    <= 1
+  )
   eps_fn = unet.make_eps_fn(*network)
   both = run_small_network(guidance.classifier_free(eps_fn, w=0.0, null_label=3))
   np.testing.assert_allclose(both, run_small_network(eps_fn), atol=1e-5)
@@ -194,23 +244,40 @@ def run_small_network(eps_fn):
   """Two 4x4 samples of the tiny network, before rounding."""
   keys = sampling.sample_keys(key=jax.random.key(1), index=jnp.arange(2, dtype=jnp.uint32))
   return sampling.sample(
-    eps_fn=eps_fn, step_fn=sampling.make_step(sampler="ancestral", var_interp=0.3), keys=keys, y=jnp.int32([0, 2]),
-    logsnr=schedules.sampling_grid(num_steps=5), image_shape=(4, 4, 1), clip_x=True,
+    eps_fn=eps_fn,
+    step_fn=sampling.make_step(sampler="ancestral", var_interp=0.3),
+    keys=keys,
+    y=jnp.int32([0, 2]),
+    logsnr=schedules.sampling_grid(num_steps=5),
+    image_shape=(4, 4, 1),
+    clip_x=True,
   )
 
 
 @pytest.mark.parametrize("measured", [False, True])
 def test_no_collective_and_one_compilation(network, config, mesh8, measured):
-  """The program over 8 devices, with an extractor or without, has no collective anywhere, and serves every strength with one compilation."""
+  """The program over 8 devices, with an extractor or without, has no collective anywhere, and
+  serves every strength with one compilation.
+  """
   features = lambda params, pixels: {"x": pixels.reshape(len(pixels), -1) @ params}
-  extractor = Extractor("linear", features, np.ones((16, 2), np.float32), {"x": 2}, {"x": "fid"}, {}) if measured else None
+  extractor = (
+    Extractor("linear", features, np.ones((16, 2), np.float32), {"x": 2}, {"x": "fid"}, {})
+    if measured
+    else None
+  )
   sampler = generator(network, config, mesh8, extractor=extractor)
   for w in (0.0, 0.5, 4.0):
     sampler(network[1], index=np.arange(8), labels=np.arange(8) % 3, w=w, seed=0)
   assert sampler.program._cache_size() == 1
   args = sharding.put_batch(mesh8, {"i": np.arange(8, dtype=np.uint32), "y": np.zeros(8, np.int32)})
   params = extractor.params if measured else None
-  text = sampler.program.lower(network[1], params, args["i"], args["y"], jnp.float32(1), jax.random.key(0)).compile().as_text()
+  text = (
+    sampler.program.lower(
+      network[1], params, args["i"], args["y"], jnp.float32(1), jax.random.key(0)
+    )
+    .compile()
+    .as_text()
+  )
   assert "while" in text
   assert not re.findall(r"all-reduce|all-gather|collective-permute|all-to-all|reduce-scatter", text)
 
@@ -221,4 +288,6 @@ def test_generator_refuses_bad_settings(network, config, mesh1):
     other = config.copy_and_resolve_references()
     other.sampler[field] = value
     with pytest.raises(UserError, match="sampler"):
-      generate.Generator(model=network[0], config=other, image_shape=(4, 4, 1), mesh=mesh1, batch_size=8)
+      generate.Generator(
+        model=network[0], config=other, image_shape=(4, 4, 1), mesh=mesh1, batch_size=8
+      )

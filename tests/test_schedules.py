@@ -10,7 +10,15 @@ import pytest
 from cfg import schedules
 
 # paper section 2, evaluated in float64
-VALUES = [(1 / 1024, 12.9016), (1 / 256, 10.1725), (1 / 128, 8.7935), (0.01, 8.3014), (0.1, 3.6850), (0.25, 1.7626), (0.5, 0.0)]
+VALUES = [
+  (1 / 1024, 12.9016),
+  (1 / 256, 10.1725),
+  (1 / 128, 8.7935),
+  (0.01, 8.3014),
+  (0.1, 3.6850),
+  (0.25, 1.7626),
+  (0.5, 0.0),
+]
 
 
 @pytest.mark.smoke
@@ -42,8 +50,12 @@ def test_float32_follows_the_formula_in_float64(low, high):
   b = math.atan(math.exp(-high / 2))
   a = math.atan(math.exp(-low / 2)) - b
   exact = -2 * np.log(np.tan(a * u + b))
-  np.testing.assert_allclose(schedules.cosine_logsnr(jnp.float32(u), logsnr_min=low, logsnr_max=high), exact, atol=1e-4)
-  np.testing.assert_allclose(schedules.cosine_logsnr(u, logsnr_min=low, logsnr_max=high, xp=np), exact, atol=1e-6)
+  np.testing.assert_allclose(
+    schedules.cosine_logsnr(jnp.float32(u), logsnr_min=low, logsnr_max=high), exact, atol=1e-4
+  )
+  np.testing.assert_allclose(
+    schedules.cosine_logsnr(u, logsnr_min=low, logsnr_max=high, xp=np), exact, atol=1e-6
+  )
 
 
 def test_grid_has_both_ends_and_uniform_u():

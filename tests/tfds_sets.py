@@ -1,4 +1,6 @@
-"""Small data sets of TFDS, written as ArrayRecord files without TensorFlow, as tests/test_tfds.py needs them."""
+"""Small data sets of TFDS, written as ArrayRecord files without TensorFlow, as tests/test_tfds.py
+needs them.
+"""
 
 import io
 import types
@@ -25,23 +27,33 @@ def pixels(seed, *shape):
 
 def rows(count, *, seed=0, size=8, labels=3, **more):
   """Examples of noise, of labels 0, 1, ... in turn."""
-  return [{"image": io.BytesIO(encoded(pixels(seed + i, size, size, 3))), "label": i % labels, **more} for i in range(count)]
+  return [
+    {"image": io.BytesIO(encoded(pixels(seed + i, size, size, 3))), "label": i % labels, **more}
+    for i in range(count)
+  ]
 
 
 def prepare(builder, splits):
   """Write {split: examples} as a builder's ArrayRecord files, without TensorFlow."""
-  builder._split_generators = lambda _: {split: enumerate(examples) for split, examples in splits.items()}
+  builder._split_generators = lambda _: {
+    split: enumerate(examples) for split, examples in splits.items()
+  }
   builder.download_and_prepare(file_format="array_record")
 
 
 def make(path, splits, *, name="tiny", **features):
-  """A data set that is known by its files alone; `features` beside or instead of an image and a label."""
+  """A data set that is known by its files alone; `features` beside or instead of an image and a
+  label.
+  """
   features = {"image": kinds.Image(shape=(None, None, None)), "label": LABEL, **features}
   features = {key: feature for key, feature in features.items() if feature is not None}
   methods = {
     "VERSION": library.core.Version("1.0.0"),
-    "_info": lambda self: library.core.DatasetInfo(builder=self, features=kinds.FeaturesDict(features)),
-    "_split_generators": None, "_generate_examples": None,
+    "_info": lambda self: library.core.DatasetInfo(
+      builder=self, features=kinds.FeaturesDict(features)
+    ),
+    "_split_generators": None,
+    "_generate_examples": None,
   }
   bases, unknown = (library.core.GeneratorBasedBuilder,), {"skip_registration": True}
   builder = types.new_class(name.capitalize(), bases, unknown, lambda body: body.update(methods))
@@ -62,10 +74,17 @@ def real(path, name, *, size):
   extra = {"file_name": "x"} if name == "imagenet2012" else {"id": "x"} if name == "cifar10" else {}
   if name == "cifar10":  # TFDS learns them from the archive
     builder.info.features["label"].names = CIFAR10
-  prepare(builder, {"train": rows(4, size=size, **extra), "validation" if "imagenet" in name else "test": rows(3, size=size, **extra)})
+  prepare(
+    builder,
+    {
+      "train": rows(4, size=size, **extra),
+      "validation" if "imagenet" in name else "test": rows(3, size=size, **extra),
+    },
+  )
 
 
-# loads a set of TFDS, its config in argv[1], and is sure that no TensorFlow was (that in argv[2] would leave a file)
+# loads a set of TFDS, its config in argv[1], and is sure that no TensorFlow was (that in argv[2]
+# would leave a file)
 PROGRAM = """
 import json, pathlib, sys
 from ml_collections import ConfigDict

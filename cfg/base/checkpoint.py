@@ -1,4 +1,5 @@
-"""Orbax checkpoints that check themselves: content hashes, and a fall-back to the newest intact one.
+"""Orbax checkpoints that check themselves: content hashes, and a fall-back to the newest intact
+one.
 
 Orbax renames a finished step into place, so a killed save leaves nothing behind
 that counts. What it does not see is damage after that; hence a manifest of
@@ -49,7 +50,9 @@ class Checkpoints:
     return sorted(self._manager.all_steps(), reverse=True)
 
   def save(self, step, *, state, meta):
-    """Write `state` (a tree of arrays) and `meta` (JSON-able), then the manifest of what was written."""
+    """Write `state` (a tree of arrays) and `meta` (JSON-able), then the manifest of what was
+    written.
+    """
     args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
     self._manager.save(step, args=args, force=True)
     self._manager.wait_until_finished()
@@ -77,7 +80,11 @@ class Checkpoints:
           return step, *self._read(step, target)
         except Exception as e:  # orbax raises many kinds for a file that is cut short
           problem = f"{type(e).__name__}: {e}"
-      log.warning("checkpoint %s cannot be used (%s); looking for an older one", self._dir / str(step), problem)
+      log.warning(
+        "checkpoint %s cannot be used (%s); looking for an older one",
+        self._dir / str(step),
+        problem,
+      )
     if steps:
       raise UserError(
         f"none of the checkpoints {steps} in {str(self._dir)!r} is intact (the log says why). "
@@ -100,7 +107,9 @@ class Checkpoints:
     if target is None:
       # arrays of the host, so that the devices and shardings of the run that saved it do not matter
       saved = self._manager.item_metadata(step)[STATE]
-      state_args = ocp.args.StandardRestore(jax.tree.map(lambda a: np.empty(a.shape, a.dtype), saved))
+      state_args = ocp.args.StandardRestore(
+        jax.tree.map(lambda a: np.empty(a.shape, a.dtype), saved)
+      )
     else:
       state_args = ocp.args.StandardRestore(
         jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), target)
@@ -113,7 +122,9 @@ class Checkpoints:
     return self._dir / f"{step}.sha256.json"
 
   def _damage(self, step):
-    """What differs from the step's manifest, or None. A step without one was saved just before a kill."""
+    """What differs from the step's manifest, or None. A step without one was saved just before a
+    kill.
+    """
     path = self._manifest_path(step)
     if not path.exists():
       return None
@@ -134,7 +145,8 @@ def directory(workdir):
 def read_meta(workdir):
   """The meta of the newest step whose meta can be read; None where there is none.
 
-  Orbax's manager, which would start jax's devices, is left out: the meta holds the config that says how to start them.
+  Orbax's manager, which would start jax's devices, is left out: the meta holds the config that says
+  how to start them.
   """
   folder = directory(workdir)
   steps = [int(p.name) for p in folder.iterdir() if p.name.isdecimal()] if folder.is_dir() else []

@@ -11,18 +11,20 @@ from cfg.base.errors import UserError
 
 # these may change while a run goes on, or after it: they alter how far, how fast and how
 # loudly it runs, not what each step computes
-FREE = frozenset({
-  "model.remat",
-  "train.accumulate",
-  "train.data_workers",
-  "train.fsdp",
-  "train.num_steps",
-  "train.log_every_steps",
-  "train.heldout_every_steps",
-  "train.preview_every_steps",
-  "train.checkpoint_every_steps",
-  "train.keep_checkpoints",
-})
+FREE = frozenset(
+  {
+    "model.remat",
+    "train.accumulate",
+    "train.data_workers",
+    "train.fsdp",
+    "train.num_steps",
+    "train.log_every_steps",
+    "train.heldout_every_steps",
+    "train.preview_every_steps",
+    "train.checkpoint_every_steps",
+    "train.keep_checkpoints",
+  }
+)
 TRAINING_SECTIONS = ("seed", "data", "model", "schedule", "optimizer", "train")
 
 
@@ -55,11 +57,24 @@ def check_values(config):
   rules = [
     (0 <= train.p_uncond <= 1, "train.p_uncond", train.p_uncond, "a probability, 0.1 in the paper"),
     (train.get("num_steps", 1) >= 1, "train.num_steps", train.get("num_steps"), "at least 1"),
-    (len(train.ema_decays) > 0 and all(0 <= d < 1 for d in train.ema_decays), "train.ema_decays", tuple(train.ema_decays),
-     "one rate or more, each at least 0 and below 1"),
-    (config.schedule.logsnr_min < config.schedule.logsnr_max, "schedule.logsnr_min", config.schedule.logsnr_min,
-     "below schedule.logsnr_max"),
-    (train.get("data_workers", 0) >= 0, "train.data_workers", train.get("data_workers"), "a number of processes, 0 for none"),
+    (
+      len(train.ema_decays) > 0 and all(0 <= d < 1 for d in train.ema_decays),
+      "train.ema_decays",
+      tuple(train.ema_decays),
+      "one rate or more, each at least 0 and below 1",
+    ),
+    (
+      config.schedule.logsnr_min < config.schedule.logsnr_max,
+      "schedule.logsnr_min",
+      config.schedule.logsnr_min,
+      "below schedule.logsnr_max",
+    ),
+    (
+      train.get("data_workers", 0) >= 0,
+      "train.data_workers",
+      train.get("data_workers"),
+      "a number of processes, 0 for none",
+    ),
     (config.cpu_devices >= 1, "cpu_devices", config.cpu_devices, "at least 1"),
   ]
   for holds, name, value, meaning in rules:
@@ -75,13 +90,16 @@ def check_guidable(config, strengths):
     if config.model.class_rows == 0:
       raise UserError(f"{asked}is unconditional: it has no classes to guide towards. Use w = 0.")
     raise UserError(
-      f"{asked}has no null label: it is conditional only, and the mix needs an unconditional estimate. Use w = 0; or guide it by "
-      "another network - a separate unconditional checkpoint, a noise-conditional classifier (classifier guidance), or a worse "
+      f"{asked}has no null label: it is conditional only, and the mix needs an unconditional "
+      f"estimate. Use w = 0; or guide it by "
+      "another network - a separate unconditional checkpoint, a noise-conditional classifier "
+      "(classifier guidance), or a worse "
       "version of itself (autoguidance); or train one with label dropout (train.p_uncond = 0.1)."
     )
   if guided and config.train.p_uncond == 0:
     raise UserError(
-      f"w = {guided[0]:g} was asked for, but train.p_uncond is 0: this network never learnt the unconditional model. "
+      f"w = {guided[0]:g} was asked for, but train.p_uncond is 0: this network never learnt the "
+      f"unconditional model. "
       "Use w = 0, or train with train.p_uncond = 0.1 in another --workdir."
     )
 
@@ -95,7 +113,12 @@ def training_identity(config, sections=TRAINING_SECTIONS):
 
 def data_identity(config, dataset, **more):
   """A hash of the data set and of what else decides a result that is kept."""
-  facts = {"data": to_json(config)["data"], "class_names": dataset.class_names, "image_shape": dataset.image_shape, **more}
+  facts = {
+    "data": to_json(config)["data"],
+    "class_names": dataset.class_names,
+    "image_shape": dataset.image_shape,
+    **more,
+  }
   return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
@@ -111,9 +134,12 @@ def check_same_run(config, stored, *, workdir, sections=TRAINING_SECTIONS):
   ours, theirs = training_identity(config, sections), training_identity(stored, sections)
   names = sorted(n for n in ours.keys() | theirs.keys() if ours.get(n) != theirs.get(n))
   if names:
-    changes = "; ".join(f"{n} is {ours.get(n)!r}, the checkpoint has {theirs.get(n)!r}" for n in names[:5])
+    changes = "; ".join(
+      f"{n} is {ours.get(n)!r}, the checkpoint has {theirs.get(n)!r}" for n in names[:5]
+    )
     more = f"; and {len(names) - 5} more fields" if len(names) > 5 else ""
     raise UserError(
       f"the work directory {str(workdir)!r} holds a checkpoint of another config: {changes}{more}. "
-      "Nothing was changed. Choose another --workdir, or the config that the directory was made with."
+      "Nothing was changed. Choose another --workdir, or the config that the directory was made "
+      "with."
     )

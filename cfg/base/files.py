@@ -12,7 +12,9 @@ import numpy as np
 
 @contextlib.contextmanager
 def replacing(path):
-  """Yield a temporary path beside `path`; rename it to `path` if the block succeeds, else remove it."""
+  """Yield a temporary path beside `path`; rename it to `path` if the block succeeds, else remove
+  it.
+  """
   path = pathlib.Path(path)
   tmp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
   try:
@@ -40,11 +42,18 @@ def write_npz(path, arrays):
 
 
 def read_npz(path):
-  """Read what `write_npz` wrote; never unpickles. Raises OSError, or ValueError for what is no whole .npz."""
+  """Read what `write_npz` wrote; never unpickles. Raises OSError, or ValueError for what is no
+  whole .npz.
+  """
   # np.load leaves a file open that it cannot read
   with pathlib.Path(path).open("rb") as file:
     try:
       with np.load(file, allow_pickle=False) as archive:
         return {name: archive[name] for name in archive.files}
-    except (zipfile.BadZipFile, zlib.error, EOFError, TypeError) as e:  # the last: a single array, .npy
+    except (
+      zipfile.BadZipFile,
+      zlib.error,
+      EOFError,
+      TypeError,
+    ) as e:  # the last: a single array, .npy
       raise ValueError(f"it is no whole .npz: {e}") from e

@@ -6,10 +6,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# dense bf16 matrix FLOP/s by a part of jax's device_kind, the longer names first (NVIDIA's and Google's data sheets)
+# dense bf16 matrix FLOP/s by a part of jax's device_kind, the longer names first (NVIDIA's and
+# Google's data sheets)
 PEAKS = {
-  "H200": 989e12, "H100 NVL": 835e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "A10": 125e12,
-  "V100": 125e12, "T4": 65e12, "TPU v6": 918e12, "TPU v5p": 459e12, "TPU v5 lite": 197e12, "TPU v5e": 197e12, "TPU v5": 459e12, "TPU v4": 275e12,
+  "H200": 989e12,
+  "H100 NVL": 835e12,
+  "H100 PCIe": 756e12,
+  "H100": 989e12,
+  "A100": 312e12,
+  "L40S": 362e12,
+  "L4": 121e12,
+  "A10": 125e12,
+  "V100": 125e12,
+  "T4": 65e12,
+  "TPU v6": 918e12,
+  "TPU v5p": 459e12,
+  "TPU v5 lite": 197e12,
+  "TPU v5e": 197e12,
+  "TPU v5": 459e12,
+  "TPU v4": 275e12,
   "TPU v3": 123e12,
 }
 
@@ -37,7 +52,9 @@ def count(jaxpr):
       total += max(count(branch) for branch in eqn.params["branches"])
     else:
       times = eqn.params.get("length", 1) if eqn.primitive.name == "scan" else 1
-      total += times * sum(count(inner) for value in eqn.params.values() for inner in _jaxprs(value))
+      total += times * sum(
+        count(inner) for value in eqn.params.values() for inner in _jaxprs(value)
+      )
   return total
 
 
@@ -53,21 +70,28 @@ def _convolution(eqn):
   total = 2 * out[numbers.out_spec[0]] * out[numbers.out_spec[1]] * kernel[numbers.rhs_spec[1]]
   for dim in range(len(numbers.lhs_spec) - 2):
     total *= _taps(
-      size=lhs[numbers.lhs_spec[2 + dim]], window=kernel[numbers.rhs_spec[2 + dim]], positions=out[numbers.out_spec[2 + dim]],
-      stride=params["window_strides"][dim], before=params["padding"][dim][0],
-      spread=params["lhs_dilation"][dim], dilation=params["rhs_dilation"][dim],
+      size=lhs[numbers.lhs_spec[2 + dim]],
+      window=kernel[numbers.rhs_spec[2 + dim]],
+      positions=out[numbers.out_spec[2 + dim]],
+      stride=params["window_strides"][dim],
+      before=params["padding"][dim][0],
+      spread=params["lhs_dilation"][dim],
+      dilation=params["rhs_dilation"][dim],
     )
   return total
 
 
 def _taps(*, size, window, positions, stride, before, spread, dilation):
-  """Pairs of an output position and a tap that meet an input, along one dimension: not padding, not the zeros of a spread."""
+  """Pairs of an output position and a tap that meet an input, along one dimension: not padding, not
+  the zeros of a spread.
+  """
   at = np.arange(positions)[:, None] * stride - before + np.arange(window)[None, :] * dilation
   return int(np.sum((at >= 0) & (at <= (size - 1) * spread) & (at % spread == 0)))
 
 
 def of_network(model, *, image_shape):
-  """FLOPs of one image's forward pass, and of its forward and backward pass, without any recomputation.
+  """FLOPs of one image's forward pass, and of its forward and backward pass, without any
+  recomputation.
 
   Args:
     model: a UNet.
@@ -79,7 +103,10 @@ def of_network(model, *, image_shape):
   model = model.clone(remat=False)
   z = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
   row = lambda dtype: jax.ShapeDtypeStruct((1,), dtype)
-  params = jax.eval_shape(lambda key: model.init(key, jnp.zeros(z.shape), jnp.zeros(1), jnp.zeros(1, jnp.int32)), jax.random.key(0))
+  params = jax.eval_shape(
+    lambda key: model.init(key, jnp.zeros(z.shape), jnp.zeros(1), jnp.zeros(1, jnp.int32)),
+    jax.random.key(0),
+  )
   forward = jax.make_jaxpr(model.apply)(params, z, row(jnp.float32), row(jnp.int32))
   loss = lambda params, *inputs: jnp.sum(model.apply(params, *inputs))
   training = jax.make_jaxpr(jax.grad(loss))(params, z, row(jnp.float32), row(jnp.int32))

@@ -17,7 +17,9 @@ UINT8 = "round(127.5 (x + 1)), half to even, clipped to [0, 255]"
 
 
 def to_uint8(x):
-  """round(127.5 (x + 1)), half to even, clipped to [0, 255]: the one place where samples are rounded."""
+  """round(127.5 (x + 1)), half to even, clipped to [0, 255]: the one place where samples are
+  rounded.
+  """
   return jnp.clip(jnp.round((x + 1.0) * 127.5), 0, 255).astype(jnp.uint8)
 
 
@@ -35,7 +37,9 @@ def tile(images, *, rows, pad=1, background=255):
     raise ValueError(f"{count} images do not fill {rows} equal rows")
   cells = np.full((rows, cols, height + pad, width + pad, channels), background, np.uint8)
   cells[:, :, :height, :width] = np.asarray(images).reshape(rows, cols, height, width, channels)
-  grid = cells.transpose(0, 2, 1, 3, 4).reshape(rows * (height + pad), cols * (width + pad), channels)
+  grid = cells.transpose(0, 2, 1, 3, 4).reshape(
+    rows * (height + pad), cols * (width + pad), channels
+  )
   return grid[: rows * (height + pad) - pad, : cols * (width + pad) - pad]
 
 

@@ -1,4 +1,6 @@
-"""Where a run says what happens: metrics.jsonl, TensorBoard files, a progress bar or plain lines; and how fast it goes."""
+"""Where a run says what happens: metrics.jsonl, TensorBoard files, a progress bar or plain lines;
+and how fast it goes.
+"""
 
 import json
 import logging
@@ -111,7 +113,9 @@ class Progress:
       log.info("%s", self.line(now, facts))
 
   def skip(self, done):
-    """Say that `done` units in all are done, those since the last call by an earlier run: they tell nothing of the rate."""
+    """Say that `done` units in all are done, those since the last call by an earlier run: they tell
+    nothing of the rate.
+    """
     more = done - self._done
     self._done = done
     if self._initial is not None:
@@ -125,11 +129,18 @@ class Progress:
     """`train 300/500 steps (60%), loss 0.16, 20 steps/s, 0:10 left`."""
     rate = (self._done - self._initial) / max(now - self._start, 1e-9)
     left = (self._total - self._done) / rate if rate > 0 else float("inf")
-    parts = [f"{self._what} {self._done}/{self._total} {self._unit} ({100 * self._done / self._total:.0f}%)"]
+    parts = [
+      f"{self._what} {self._done}/{self._total} {self._unit} "
+      f"({100 * self._done / self._total:.0f}%)"
+    ]
     parts += [f"{name} {value}" for name, value in facts.items()]
     if rate > 0:
       parts.append(f"{rate:.{0 if rate >= 10 else 2}f} {self._unit}/s")
-    parts.append(f"{duration(left)} left" if self._done < self._total else f"took {duration(now - self._start)}")
+    parts.append(
+      f"{duration(left)} left"
+      if self._done < self._total
+      else f"took {duration(now - self._start)}"
+    )
     return ", ".join(parts)
 
 
@@ -216,10 +227,17 @@ class Meter:
   def _facts(self, values):
     facts = {"loss": f"{values['loss']:.4f}", "images/s": f"{values['images_per_second']:.0f}"}
     if self._num_devices > 1:
-      facts["images/s"] += f" ({values['images_per_second_per_device']:.{0 if values['images_per_second_per_device'] >= 10 else 2}f} a device)"
+      facts["images/s"] += (
+        f" "
+        f"({values['images_per_second_per_device']:.{0 if values['images_per_second_per_device'] >= 10 else 2}f} a device)"
+      )
     if "model_flops_utilisation" in values:
       facts["MFU"] = f"{100 * values['model_flops_utilisation']:.0f} %"
-    return {**facts, "data wait": f"{100 * values['data_wait']:.0f} %", "compilations": f"{values['compilations']}"}
+    return {
+      **facts,
+      "data wait": f"{100 * values['data_wait']:.0f} %",
+      "compilations": f"{values['compilations']}",
+    }
 
 
 def duration(seconds):

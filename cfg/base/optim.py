@@ -4,8 +4,18 @@ import jax.numpy as jnp
 import optax
 
 
-def make_optimizer(*, learning_rate, warmup_steps, grad_clip, beta1=0.9, beta2=0.999, weight_decay=0.0, decay_steps=None):
-  """Adam as the paper's sibling code sets it (google-research/ddpm_w_distillation, configs i64_unet3, i128_unet3).
+def make_optimizer(
+  *,
+  learning_rate,
+  warmup_steps,
+  grad_clip,
+  beta1=0.9,
+  beta2=0.999,
+  weight_decay=0.0,
+  decay_steps=None,
+):
+  """Adam as the paper's sibling code sets it (google-research/ddpm_w_distillation, configs
+  i64_unet3, i128_unet3).
 
   The norm that is clipped is the global batch's. The learning rate of update
   n = 1, 2, ... is learning_rate * min(1, n / warmup_steps), times
@@ -24,7 +34,11 @@ def make_optimizer(*, learning_rate, warmup_steps, grad_clip, beta1=0.9, beta2=0
   def rate(count):
     n = count + 1.0  # optax counts from 0
     warmup = jnp.minimum(1.0, n / max(warmup_steps, 1))
-    decay = 1.0 if decay_steps is None else 0.5 * (1 + jnp.cos(jnp.pi * jnp.minimum(1.0, n / decay_steps)))
+    decay = (
+      1.0
+      if decay_steps is None
+      else 0.5 * (1 + jnp.cos(jnp.pi * jnp.minimum(1.0, n / decay_steps)))
+    )
     return learning_rate * warmup * decay
 
   clip = optax.identity() if grad_clip is None else optax.clip_by_global_norm(grad_clip)

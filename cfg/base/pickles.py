@@ -16,9 +16,25 @@ MAX_NAME = 4096  # of an array, its dicts' keys joined
 
 CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 NUMBERS_AND_TEXT = {
-  "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT",
-  "STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8",
-  "BINBYTES", "SHORT_BINBYTES", "BINBYTES8",
+  "INT",
+  "BININT",
+  "BININT1",
+  "BININT2",
+  "LONG",
+  "LONG1",
+  "LONG4",
+  "FLOAT",
+  "BINFLOAT",
+  "STRING",
+  "BINSTRING",
+  "SHORT_BINSTRING",
+  "UNICODE",
+  "BINUNICODE",
+  "SHORT_BINUNICODE",
+  "BINUNICODE8",
+  "BINBYTES",
+  "SHORT_BINBYTES",
+  "BINBYTES8",
 }
 EMPTY = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple}
 TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
@@ -64,7 +80,9 @@ class _Machine:
     else:
       method = getattr(self, f"_op_{name.lower()}", None)
       if method is None:
-        raise Refused(f"the instruction {name} is not on the list of those that weights and data need")
+        raise Refused(
+          f"the instruction {name} is not on the list of those that weights and data need"
+        )
       method(arg)
 
   def result(self):
@@ -122,7 +140,9 @@ class _Machine:
 
   def _set_items(self, items):
     target = self._top(dict)
-    if len(items) % 2 or not all(isinstance(k, str | bytes | int | float | bool) for k in items[::2]):
+    if len(items) % 2 or not all(
+      isinstance(k, str | bytes | int | float | bool) for k in items[::2]
+    ):
       raise Refused("the pickle has a dict whose keys are not text or numbers")
     target.update(zip(items[::2], items[1::2]))
 
@@ -150,8 +170,12 @@ class _Machine:
     self._push_global(module, name)
 
   def _push_global(self, module, name):
-    if not (isinstance(module, str) and isinstance(name, str)) or (module, name) not in self._globals:
-      raise Refused(f"it asks for {module}.{name}, which is not on the list of those that weights and data need")
+    if (
+      not (isinstance(module, str) and isinstance(name, str)) or (module, name) not in self._globals
+    ):
+      raise Refused(
+        f"it asks for {module}.{name}, which is not on the list of those that weights and data need"
+      )
     self._stack.append(_Global(self._globals[module, name], f"{module}.{name}"))
 
   def _op_reduce(self, _):
@@ -201,7 +225,11 @@ def load(file, *, globals_=None, persistent_load=None):
       if count >= MAX_OPCODES:
         raise Refused(f"it has more than {MAX_OPCODES:,} instructions")
       machine.step(opcode.name, arg)
-  except (ValueError, OverflowError, MemoryError) as e:  # pickletools' own, for bytes that are no pickle
+  except (
+    ValueError,
+    OverflowError,
+    MemoryError,
+  ) as e:  # pickletools' own, for bytes that are no pickle
     raise Refused(f"it is not a whole pickle ({e})") from e
   raise Refused("it is not a whole pickle")
 
@@ -223,7 +251,9 @@ def find_arrays(tree, kind, *, prefix="", separator="."):
       if id(node) in seen:
         continue
       seen.add(id(node))
-      pending.extend((f"{name}{separator}{key}" if name else str(key), value) for key, value in node.items())
+      pending.extend(
+        (f"{name}{separator}{key}" if name else str(key), value) for key, value in node.items()
+      )
     elif isinstance(node, kind):
       found[name] = node
   return found

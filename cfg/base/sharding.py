@@ -1,4 +1,5 @@
-"""The mesh, and who holds what: the batch is split over all devices; parameters are replicated, or split by shape.
+"""The mesh, and who holds what: the batch is split over all devices; parameters are replicated, or
+split by shape.
 
 The axes are "data" and "fsdp". A state is split over "fsdp" (fully sharded data
 parallelism): each device keeps a part of the large arrays, and XLA gathers them
@@ -28,7 +29,9 @@ def make_mesh(devices=None, *, fsdp=1):
   if fsdp < 1 or len(devices) % fsdp:
     raise UserError(f"train.fsdp is {fsdp}: it must divide the number of devices, {len(devices)}.")
   # the default axis type is Explicit, in which linen's Embed, Dropout and convolutions fail
-  return jax.make_mesh((len(devices) // fsdp, fsdp), AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
+  return jax.make_mesh(
+    (len(devices) // fsdp, fsdp), AXES, axis_types=(AxisType.Auto,) * 2, devices=devices
+  )
 
 
 def batch_sharding(mesh):
@@ -42,7 +45,8 @@ def replicated(mesh):
 
 
 def by_shape(mesh, tree):
-  """A tree of shardings like `tree`: each array's largest dimension that "fsdp" divides is split over it.
+  """A tree of shardings like `tree`: each array's largest dimension that "fsdp" divides is split
+  over it.
 
   Small arrays, and those that do not divide, are replicated. Equal shapes are split
   alike, so parameters, gradients, averages and moments are.
@@ -54,17 +58,23 @@ def by_shape(mesh, tree):
     if parts == 1 or math.prod(leaf.shape) < SMALLEST_SPLIT or not fitting:
       return replicated(mesh)
     axis = max(fitting, key=lambda axis: (leaf.shape[axis], axis))
-    return NamedSharding(mesh, PartitionSpec(*(AXES[1] if i == axis else None for i in range(len(leaf.shape)))))
+    return NamedSharding(
+      mesh, PartitionSpec(*(AXES[1] if i == axis else None for i in range(len(leaf.shape))))
+    )
 
   return jax.tree.map(sharding, tree)
 
 
 def check_batch_size(mesh, name, batch_size, *, parts=1):
-  """Raise UserError unless `batch_size`, the config's field `name`, divides over the mesh, `parts` times."""
+  """Raise UserError unless `batch_size`, the config's field `name`, divides over the mesh, `parts`
+  times.
+  """
   unit = mesh.size * parts
   if batch_size < 1 or batch_size % unit:
     micro = f" times the {parts} micro-batches of train.accumulate" if parts > 1 else ""
-    raise UserError(f"{name} is {batch_size}: it must be a positive multiple of the {mesh.size} devices{micro}.")
+    raise UserError(
+      f"{name} is {batch_size}: it must be a positive multiple of the {mesh.size} devices{micro}."
+    )
 
 
 def round_up(mesh, batch_size):
@@ -75,10 +85,14 @@ def round_up(mesh, batch_size):
 def put_batch(mesh, batch):
   """This host's rows of a batch (a tree of numpy arrays) to global arrays, split over the devices."""
   sharding = batch_sharding(mesh)
-  return jax.tree.map(lambda a: jax.make_array_from_process_local_data(sharding, np.asarray(a)), batch)
+  return jax.tree.map(
+    lambda a: jax.make_array_from_process_local_data(sharding, np.asarray(a)), batch
+  )
 
 
 def bytes_per_device(tree, shardings):
   """Bytes that one device holds of a tree of arrays or shapes under these shardings."""
-  sizes = jax.tree.map(lambda a, s: math.prod(s.shard_shape(a.shape)) * a.dtype.itemsize, tree, shardings)
+  sizes = jax.tree.map(
+    lambda a, s: math.prod(s.shard_shape(a.shape)) * a.dtype.itemsize, tree, shardings
+  )
   return sum(jax.tree.leaves(sizes))

@@ -31,7 +31,9 @@ def unflatten(flat, *, separator="/"):
 
 
 def tree_hash(tree):
-  """SHA-256 over paths, shapes, dtypes and bytes of a tree of arrays: equal trees, equal hash, on any device."""
+  """SHA-256 over paths, shapes, dtypes and bytes of a tree of arrays: equal trees, equal hash, on
+  any device.
+  """
   digest = hashlib.sha256()
   for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
     leaf = np.ascontiguousarray(leaf)

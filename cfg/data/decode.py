@@ -9,9 +9,11 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".ti
 
 
 def read_rgb(file, *, name=None):
-  """uint8 [H,W,3] of an image file (a path, or a binary file of that name), turned upright as its EXIF orientation says.
+  """uint8 [H,W,3] of an image file (a path, or a binary file of that name), turned upright as its
+  EXIF orientation says.
 
-  Grey and CMYK become RGB; of 16-bit grey the high byte is kept; transparency is dropped; of an animation the first picture.
+  Grey and CMYK become RGB; of 16-bit grey the high byte is kept; transparency is dropped; of an
+  animation the first picture.
 
   Raises:
     UserError: no image, a damaged one, or one of floating-point pixels; names the file.
@@ -25,7 +27,13 @@ def read_rgb(file, *, name=None):
       if image.mode == "F":
         raise ValueError("its pixels are floating-point numbers")
       return np.asarray(image.convert("RGB"))
-  except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as e:
+  except (
+    UnidentifiedImageError,
+    Image.DecompressionBombError,
+    OSError,
+    ValueError,
+    SyntaxError,
+  ) as e:
     raise unreadable(name or file, e) from e
 
 
@@ -40,4 +48,6 @@ def check_header(path):
 
 def unreadable(path, error):
   """The UserError that names a file."""
-  return UserError(f"cannot read the image {str(path)!r} ({error}). Replace or remove the file and run again.")
+  return UserError(
+    f"cannot read the image {str(path)!r} ({error}). Replace or remove the file and run again."
+  )

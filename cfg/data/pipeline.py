@@ -41,7 +41,9 @@ class _Batches:
 
 
 class Stream:
-  """An iterator over batches; `close` ends the threads and processes that read ahead, as leaving a `with` block does."""
+  """An iterator over batches; `close` ends the threads and processes that read ahead, as leaving a
+  `with` block does.
+  """
 
   def __init__(self, iterator):
     self._iterator = iterator
@@ -65,7 +67,18 @@ class Stream:
 
 
 def train_stream(
-  source, *, batch_size, seed, start_step, num_steps, host_index=0, host_count=1, num_workers=0, num_threads=2, place=None, num_placed=2
+  source,
+  *,
+  batch_size,
+  seed,
+  start_step,
+  num_steps,
+  host_index=0,
+  host_count=1,
+  num_workers=0,
+  num_threads=2,
+  place=None,
+  num_placed=2,
 ):
   """A Stream of this host's batches for steps [start_step, num_steps).
 
@@ -77,38 +90,56 @@ def train_stream(
     num_steps: the step to stop before.
     host_index: which share of the batch, of host_count equal ones.
     host_count: number of hosts.
-    num_workers: processes that read ahead, for sources that need more than one process can decode; 0: threads of this one.
+    num_workers: processes that read ahead, for sources that need more than one process can decode;
+      0: threads of this one.
     num_threads: that read ahead, in each process.
-    place: what is done with each batch before it is handed out, ahead and in a thread: putting it on devices.
+    place: what is done with each batch before it is handed out, ahead and in a thread: putting it
+      on devices.
     num_placed: how many batches ahead.
 
   Yields:
-    {"image": uint8 [b,H,W,C], "label": int32 [b], "index": uint32 [b]}, b = batch_size / host_count;
-    `index` is the example's position in the stream, from which its noise is drawn.
+    {"image": uint8 [b,H,W,C], "label": int32 [b], "index": uint32 [b]}, b = batch_size /
+    host_count; `index` is the example's position in the stream, from which its noise is drawn.
   """
   if batch_size % host_count:
     raise UserError(f"train.batch_size {batch_size} is not divisible by {host_count} hosts.")
   examples = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
   batches = _Batches(
-    examples, batch_size=batch_size, start_step=start_step, num_steps=num_steps,
-    host_index=host_index, host_count=host_count,
+    examples,
+    batch_size=batch_size,
+    start_step=start_step,
+    num_steps=num_steps,
+    host_index=host_index,
+    host_count=host_count,
   )
   options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=4 * num_threads)
   stream = grain.MapDataset.source(batches).to_iter_dataset(options)
   if num_workers:
-    if not flags.FLAGS.is_parsed():  # grain's processes read absl's flags, which a caller that is no absl program has not
+    if (
+      not flags.FLAGS.is_parsed()
+    ):  # grain's processes read absl's flags, which a caller that is no absl program has not
       flags.FLAGS.mark_as_parsed()
-    # whole batches are what the workers share out, and grain hands them on in order: the stream is the same. They come through
-    # pipes: shared memory is small in containers, and a worker that ends at the wrong moment leaves its block there
-    stream = grain.experimental.WithOptionsIterDataset(stream, grain.experimental.DatasetOptions(min_shm_size=sys.maxsize))
-    stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=2), _leave_interrupts)
+    # whole batches are what the workers share out, and grain hands them on in order: the stream is
+    # the same. They come through pipes: shared memory is small in containers, and a worker that
+    # ends at the wrong moment leaves its block there
+    stream = grain.experimental.WithOptionsIterDataset(
+      stream, grain.experimental.DatasetOptions(min_shm_size=sys.maxsize)
+    )
+    stream = stream.mp_prefetch(
+      grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=2),
+      _leave_interrupts,
+    )
   if place is not None:
-    stream = grain.experimental.ThreadPrefetchIterDataset(stream.map(place), prefetch_buffer_size=num_placed)
+    stream = grain.experimental.ThreadPrefetchIterDataset(
+      stream.map(place), prefetch_buffer_size=num_placed
+    )
   return Stream(iter(stream))
 
 
 def _leave_interrupts(*_):
-  """Ctrl-C reaches every process of a terminal: the training process saves, and then ends its workers."""
+  """Ctrl-C reaches every process of a terminal: the training process saves, and then ends its
+  workers.
+  """
   signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 

@@ -29,10 +29,14 @@ MOST_SHOWN = 20
 
 
 def make_shard(task):
-  """Write one shard and its note; runs in a process of its own. Returns the number of examples tried."""
+  """Write one shard and its note; runs in a process of its own. Returns the number of examples
+  tried.
+  """
   part, path, resolution, recipe = task
   rows, labels, rejected = [], [], []
-  with threadpoolctl.threadpool_limits(1):  # the processes share the cores; products this small are slower on several
+  with threadpoolctl.threadpool_limits(
+    1
+  ):  # the processes share the cores; products this small are slower on several
     for i in range(len(part)):
       try:
         rows.append(records.encode(RECIPES[recipe](part.read(i), resolution), int(part.labels[i])))
@@ -40,7 +44,14 @@ def make_shard(task):
       except UserError as e:
         rejected.append([part.names[i], str(e)])
   records.write_shard(path, rows)
-  note = {"file": path.name, "count": len(rows), "bytes": path.stat().st_size, "sha256": records.sha256(path), "labels": labels, "rejected": rejected}
+  note = {
+    "file": path.name,
+    "count": len(rows),
+    "bytes": path.stat().st_size,
+    "sha256": records.sha256(path),
+    "labels": labels,
+    "rejected": rejected,
+  }
   files.write_json(_note(path), note)
   return len(part)
 
@@ -73,27 +84,47 @@ def prepare(source, out, *, resolution, recipe="area", name=None, workers=1, max
     The manifest.
 
   Raises:
-    UserError: nothing to prepare there, `out` holds something else, or too many images cannot be read.
+    UserError: nothing to prepare there, `out` holds something else, or too many images cannot be
+      read.
   """
   source, out = pathlib.Path(source).expanduser(), pathlib.Path(out).expanduser()
   if resolution < 1 or workers < 1 or not 0 <= max_rejected <= 1:
-    raise UserError("--resolution and --workers must be at least 1, and --max_rejected a share from 0 to 1.")
+    raise UserError(
+      "--resolution and --workers must be at least 1, and --max_rejected a share from 0 to 1."
+    )
   found = inputs.open_input(source)
   plan = {
-    "format": records.FORMAT, "name": name or source.resolve().stem, "input": found.kind, "recipe": recipe, "resolution": resolution,
-    "class_names": list(found.class_names), "class_ids": None if found.class_ids is None else list(found.class_ids), "splits": {split: part.fingerprint() for split, part in found.splits.items()},
+    "format": records.FORMAT,
+    "name": name or source.resolve().stem,
+    "input": found.kind,
+    "recipe": recipe,
+    "resolution": resolution,
+    "class_names": list(found.class_names),
+    "class_ids": None if found.class_ids is None else list(found.class_ids),
+    "splits": {split: part.fingerprint() for split, part in found.splits.items()},
   }
-  plan = {**plan, "plan_sha256": hashlib.sha256(json.dumps([plan, SHARD_SIZE]).encode()).hexdigest()}
+  plan = {
+    **plan,
+    "plan_sha256": hashlib.sha256(json.dumps([plan, SHARD_SIZE]).encode()).hexdigest(),
+  }
   if (out / records.MANIFEST).is_file():
     manifest = records.read_manifest(out)
     if manifest["plan_sha256"] != plan["plan_sha256"]:
-      raise UserError(f"{str(out)!r} holds another prepared data set ({manifest['name']!r}, or other images or settings): choose another folder, or remove it.")
+      raise UserError(
+        f"{str(out)!r} holds another prepared data set ({manifest['name']!r}, or other images or "
+        f"settings): choose another folder, or remove it."
+      )
     damaged = records.verify(out)
     if damaged:
-      raise UserError(f"{', '.join(damaged)} in {str(out)!r} is not what was written there: remove the folder and prepare it again.")
+      raise UserError(
+        f"{', '.join(damaged)} in {str(out)!r} is not what was written there: remove the folder "
+        f"and prepare it again."
+      )
     return manifest
   _claim(out, plan)
-  tasks = {split: _tasks(part, out, split, resolution, recipe) for split, part in found.splits.items()}
+  tasks = {
+    split: _tasks(part, out, split, resolution, recipe) for split, part in found.splits.items()
+  }
   _run([task for some in tasks.values() for task in some], workers)
   return _finish(out, plan, tasks, found, max_rejected)
 
@@ -107,7 +138,10 @@ def _claim(out, plan):
   path = out / PLAN
   if path.is_file():
     if json.loads(path.read_text(encoding="utf-8"))["plan_sha256"] != plan["plan_sha256"]:
-      raise UserError(f"{str(out)!r} holds a part of another preparation (other images or settings): choose another folder, or remove it.")
+      raise UserError(
+        f"{str(out)!r} holds a part of another preparation (other images or settings): choose "
+        f"another folder, or remove it."
+      )
   elif any(out.iterdir()):
     raise UserError(f"{str(out)!r} is not empty: choose another folder, or empty it.")
   else:
@@ -118,7 +152,10 @@ def _tasks(part, out, split, resolution, recipe):
   """The arguments of make_shard for every shard of a split."""
   count = -(-len(part) // SHARD_SIZE)
   path = lambda n: out / f"{split}-{n:05d}-of-{count:05d}.array_record"
-  return [(part.part(slice(n * SHARD_SIZE, (n + 1) * SHARD_SIZE)), path(n), resolution, recipe) for n in range(count)]
+  return [
+    (part.part(slice(n * SHARD_SIZE, (n + 1) * SHARD_SIZE)), path(n), resolution, recipe)
+    for n in range(count)
+  ]
 
 
 def _run(tasks, workers):
@@ -131,7 +168,9 @@ def _run(tasks, workers):
       for task in missing:
         bar.update(make_shard(task))
       return
-    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with concurrent.futures.ProcessPoolExecutor(
+      workers, mp_context=multiprocessing.get_context("spawn")
+    ) as pool:
       futures = [pool.submit(make_shard, task) for task in missing]
       try:
         for future in concurrent.futures.as_completed(futures):
@@ -146,26 +185,41 @@ def _finish(out, plan, tasks, found, max_rejected):
   notes = {split: [_finished(task[1]) for task in some] for split, some in tasks.items()}
   everything = [note for some in notes.values() for note in some]
   rejected = {
-    f"{split}/{file}" if len(notes) > 1 else file: reason for split, some in notes.items() for note in some for file, reason in note["rejected"]
+    f"{split}/{file}" if len(notes) > 1 else file: reason
+    for split, some in notes.items()
+    for note in some
+    for file, reason in note["rejected"]
   }
   total = sum(len(part) for part in found.splits.values())
   if len(rejected) > max_rejected * total:
     shown = "; ".join(list(rejected.values())[:3])
     raise UserError(
-      f"{len(rejected)} of {total} images cannot be read, more than the share {max_rejected:g} that --max_rejected allows. The first: {shown} "
+      f"{len(rejected)} of {total} images cannot be read, more than the share {max_rejected:g} "
+      f"that --max_rejected allows. The first: {shown} "
       f"The shards' notes in {str(out)!r} list them all."
     )
-  labels = {split: np.asarray([label for note in some for label in note["labels"]], np.int32) for split, some in notes.items()}
+  labels = {
+    split: np.asarray([label for note in some for label in note["labels"]], np.int32)
+    for split, some in notes.items()
+  }
   if any(len(some) == 0 for some in labels.values()):
     raise UserError(f"a split of {str(out)!r} has no image at all that can be read.")
   files.write_npz(out / records.LABELS, labels)
   count = len(plan["class_names"])
-  shards = lambda some: [{name: note[name] for name in ("file", "count", "bytes", "sha256")} for note in some if note["count"]]
+  shards = lambda some: [
+    {name: note[name] for name in ("file", "count", "bytes", "sha256")}
+    for note in some
+    if note["count"]
+  ]
   manifest = {
     **plan,
     "image_shape": [plan["resolution"], plan["resolution"], 3],
     "splits": {
-      split: {"count": len(labels[split]), "class_counts": np.bincount(labels[split], minlength=count).tolist(), "shards": shards(some)}
+      split: {
+        "count": len(labels[split]),
+        "class_counts": np.bincount(labels[split], minlength=count).tolist(),
+        "shards": shards(some),
+      }
       for split, some in notes.items()
     },
     "labels_sha256": records.sha256(out / records.LABELS),
@@ -187,36 +241,64 @@ def report(manifest):
   lines = []
   for split, about in manifest["splits"].items():
     counts = about["class_counts"]
-    lines.append(f"{split}: {about['count']:,} images of {manifest['resolution']}x{manifest['resolution']} in {len(counts):,} classes of {min(counts):,} to {max(counts):,}")
+    lines.append(
+      f"{split}: {about['count']:,} images of {manifest['resolution']}x{manifest['resolution']} in "
+      f"{len(counts):,} classes of {min(counts):,} to {max(counts):,}"
+    )
     empty = [name for name, n in zip(manifest["class_names"], counts) if n == 0]
     if empty:
       lines.append(f"  classes without a readable image: {', '.join(empty[:MOST_SHOWN])}")
-  for what, entries in (("cannot be read and were left out", manifest["rejected"]), ("were passed over", manifest["ignored"])):
+  for what, entries in (
+    ("cannot be read and were left out", manifest["rejected"]),
+    ("were passed over", manifest["ignored"]),
+  ):
     if entries:
       lines.append(f"{len(entries)} {what}:")
       lines += [f"  {name}: {reason}" for name, reason in list(entries.items())[:MOST_SHOWN]]
-      lines += [f"  ... and {len(entries) - MOST_SHOWN} more, in {records.MANIFEST}"] * (len(entries) > MOST_SHOWN)
+      lines += [f"  ... and {len(entries) - MOST_SHOWN} more, in {records.MANIFEST}"] * (
+        len(entries) > MOST_SHOWN
+      )
   return "\n".join(lines)
 
 
 def main(argv=None):
   """The command line."""
   parser = argparse.ArgumentParser(
-    prog="python -m cfg.data.prepare", description="Make a data set to train on from labelled images. Run it again to go on after a kill."
+    prog="python -m cfg.data.prepare",
+    description="Make a data set to train on from labelled images. Run it again to go on after a "
+    "kill.",
   )
-  parser.add_argument("input", help="a folder of class sub-folders, or a zip or tar of them; a folder with ILSVRC2012's tars; Kaggle's ImageNet archive, zipped or "
-    "extracted; an .npz of images and labels; CIFAR-10's binary or python archive, compressed or extracted")
+  parser.add_argument(
+    "input",
+    help="a folder of class sub-folders, or a zip or tar of them; a folder with ILSVRC2012's tars; "
+    "Kaggle's ImageNet archive, zipped or "
+    "extracted; an .npz of images and labels; CIFAR-10's binary or python archive, compressed or "
+    "extracted",
+  )
   parser.add_argument("out", help="folder of the prepared data set")
   parser.add_argument("--resolution", type=int, required=True, help="side of the images made")
-  parser.add_argument("--recipe", choices=sorted(RECIPES), default="area", help="area: the paper's; adm, edm: those models'")
+  parser.add_argument(
+    "--recipe",
+    choices=sorted(RECIPES),
+    default="area",
+    help="area: the paper's; adm, edm: those models'",
+  )
   parser.add_argument("--name", help="of the data set; default: the input's")
   parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
-  parser.add_argument("--max_rejected", type=float, default=0.01, help="share of unreadable images above which nothing is made")
+  parser.add_argument(
+    "--max_rejected",
+    type=float,
+    default=0.01,
+    help="share of unreadable images above which nothing is made",
+  )
   options = vars(parser.parse_args(argv))
   source, out = options.pop("input"), options.pop("out")
   manifest = prepare(source, out, **options)
   print(report(manifest))
-  print(f"{out} is ready: --config.data.name=prepared --config.data.path={out} --config.data.resolution={manifest['resolution']}")
+  print(
+    f"{out} is ready: --config.data.name=prepared --config.data.path={out} "
+    f"--config.data.resolution={manifest['resolution']}"
+  )
 
 
 if __name__ == "__main__":

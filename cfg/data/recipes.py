@@ -15,7 +15,8 @@ from scipy import sparse
 
 
 def area(image, size):
-  """The paper's: the centre square, each output pixel the mean over its area (P section 4; DD, TensorFlow's `area`).
+  """The paper's: the centre square, each output pixel the mean over its area (P section 4; DD,
+  TensorFlow's `area`).
 
   Rounded to the nearest grey level, halves to even; DD keeps the fractions.
   """
@@ -23,7 +24,8 @@ def area(image, size):
 
 
 def adm(image, size):
-  """ADM's: halved by 2x2 means while the short side is at least 2 size, then bicubic to `size`, then the centre (GD).
+  """ADM's: halved by 2x2 means while the short side is at least 2 size, then bicubic to `size`,
+  then the centre (GD).
 
   Each stage is Pillow's and rounds to 8 bits.
   """
@@ -31,13 +33,19 @@ def adm(image, size):
   while min(picture.size) >= 2 * size:
     picture = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BOX)
   scale = size / min(picture.size)
-  picture = picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.BICUBIC)
+  picture = picture.resize(
+    (round(picture.width * scale), round(picture.height * scale)), Image.Resampling.BICUBIC
+  )
   return centre_square(np.asarray(picture))
 
 
 def edm(image, size):
-  """EDM's: the centre square, then Pillow's Lanczos filter, which rounds to 8 bits (EDM `center-crop`)."""
-  return np.asarray(Image.fromarray(centre_square(image)).resize((size, size), Image.Resampling.LANCZOS))
+  """EDM's: the centre square, then Pillow's Lanczos filter, which rounds to 8 bits (EDM
+  `center-crop`).
+  """
+  return np.asarray(
+    Image.fromarray(centre_square(image)).resize((size, size), Image.Resampling.LANCZOS)
+  )
 
 
 RECIPES = {"area": area, "adm": adm, "edm": edm}
@@ -53,9 +61,11 @@ def centre_square(image):
 
 @functools.lru_cache(maxsize=64)
 def _area_weights(size_in, size_out):
-  """[size_out, size_in]: the share of each input cell in each output cell's interval; rows sum to 1.
+  """[size_out, size_in]: the share of each input cell in each output cell's interval; rows sum to
+  1.
 
-  Sparse: so few of them are not 0; and dense products run on threads of their own, of which every reader would start some.
+  Sparse: so few of them are not 0; and dense products run on threads of their own, of which every
+    reader would start some.
   """
   edges = np.arange(size_out + 1) * (size_in / size_out)
   cells = np.arange(size_in)
@@ -68,6 +78,10 @@ def area_resize(image, size):
   height, width, channels = image.shape
   if height == width == size:
     return image
-  mean = (_area_weights(height, size) @ image.reshape(height, width * channels).astype(np.float64)).reshape(size, width, channels)
+  mean = (
+    _area_weights(height, size) @ image.reshape(height, width * channels).astype(np.float64)
+  ).reshape(size, width, channels)
   mean = _area_weights(width, size) @ mean.transpose(1, 0, 2).reshape(width, size * channels)
-  return np.clip(np.rint(mean), 0, 255).astype(np.uint8).reshape(size, size, channels).transpose(1, 0, 2)
+  return (
+    np.clip(np.rint(mean), 0, 255).astype(np.uint8).reshape(size, size, channels).transpose(1, 0, 2)
+  )

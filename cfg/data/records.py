@@ -1,8 +1,9 @@
-"""The prepared form of a data set: a folder of ArrayRecord shards, labels, and a manifest that hashes them.
+"""The prepared form of a data set: a folder of ArrayRecord shards, labels, and a manifest that
+hashes them.
 
-  manifest.json                    what it is: classes, counts, recipe, shards and their SHA-256, files left out
-  labels.npz                       int32 [N] for each split, in the order of its records
-  train-00000-of-00042.array_record  ...
+  manifest.json                    what it is: classes, counts, recipe, shards and their SHA-256,
+  files left out labels.npz                       int32 [N] for each split, in the order of its
+  records train-00000-of-00042.array_record  ...
 
 A record is the label as a little-endian int32, then the pixels, uint8 in the order [H,W,C].
 """
@@ -33,7 +34,10 @@ def encode(image, label):
 def decode(record, shape):
   """{"image": uint8 of `shape`, "label": int32} of a record."""
   (label,) = struct.unpack_from("<i", record)
-  return {"image": np.frombuffer(record, np.uint8, offset=4).reshape(shape), "label": np.int32(label)}
+  return {
+    "image": np.frombuffer(record, np.uint8, offset=4).reshape(shape),
+    "label": np.int32(label),
+  }
 
 
 def write_shard(path, records):
@@ -82,19 +86,33 @@ def read_manifest(folder):
   folder = pathlib.Path(folder).expanduser()
   path = folder / MANIFEST
   if not path.is_file():
-    raise UserError(f"{str(folder)!r} has no {MANIFEST}: it is not a prepared data set, or one that was not finished. Make it with python -m cfg.data.prepare.")
+    raise UserError(
+      f"{str(folder)!r} has no {MANIFEST}: it is not a prepared data set, or one that was not "
+      f"finished. Make it with python -m cfg.data.prepare."
+    )
   try:
     manifest = json.loads(path.read_text(encoding="utf-8"))
     if manifest["format"] != FORMAT:
-      raise UserError(f"{str(path)!r} is of format {manifest['format']!r}, not {FORMAT!r}: prepare the data set again.")
+      raise UserError(
+        f"{str(path)!r} is of format {manifest['format']!r}, not {FORMAT!r}: prepare the data set "
+        f"again."
+      )
     wrong = [
-      shard["file"] for split in manifest["splits"].values() for shard in split["shards"]
-      if not (folder / shard["file"]).is_file() or (folder / shard["file"]).stat().st_size != shard["bytes"]
+      shard["file"]
+      for split in manifest["splits"].values()
+      for shard in split["shards"]
+      if not (folder / shard["file"]).is_file()
+      or (folder / shard["file"]).stat().st_size != shard["bytes"]
     ]
   except (ValueError, KeyError, TypeError, AttributeError) as e:
-    raise UserError(f"{str(path)!r} is not a manifest of a prepared data set ({e}): prepare it again.") from e
+    raise UserError(
+      f"{str(path)!r} is not a manifest of a prepared data set ({e}): prepare it again."
+    ) from e
   if wrong:
-    raise UserError(f"the prepared data set {str(folder)!r} lacks {wrong[0]}, or it is cut short ({len(wrong)} such files): prepare it again, or copy it again.")
+    raise UserError(
+      f"the prepared data set {str(folder)!r} lacks {wrong[0]}, or it is cut short ({len(wrong)} "
+      f"such files): prepare it again, or copy it again."
+    )
   return manifest
 
 
@@ -109,6 +127,10 @@ def open_split(folder, manifest, split):
 def verify(folder):
   """The files of a prepared data set whose content is not what the manifest says."""
   folder, manifest = pathlib.Path(folder).expanduser(), read_manifest(folder)
-  expected = {shard["file"]: shard["sha256"] for split in manifest["splits"].values() for shard in split["shards"]}
+  expected = {
+    shard["file"]: shard["sha256"]
+    for split in manifest["splits"].values()
+    for shard in split["shards"]
+  }
   expected[LABELS] = manifest["labels_sha256"]
   return [name for name, digest in expected.items() if sha256(folder / name) != digest]

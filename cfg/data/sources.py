@@ -1,4 +1,6 @@
-"""Labelled image sets with random access: the digits, folders of class sub-folders, prepared data sets, TFDS, synthetic images."""
+"""Labelled image sets with random access: the digits, folders of class sub-folders, prepared data
+sets, TFDS, synthetic images.
+"""
 
 import dataclasses
 import logging
@@ -57,7 +59,9 @@ class ArraySource:
 
 @dataclasses.dataclass(frozen=True)
 class ReadSource:
-  """Images of a part of an Input (data.parts), made `resolution` square by one of data.recipes when they are read."""
+  """Images of a part of an Input (data.parts), made `resolution` square by one of data.recipes when
+  they are read.
+  """
 
   part: parts.Files | parts.Members | parts.Arrays
   resolution: int
@@ -71,7 +75,10 @@ class ReadSource:
     return len(self.part)
 
   def __getitem__(self, i):
-    return {"image": RECIPES[self.recipe](self.part.read(i), self.resolution), "label": self.part.labels[i]}
+    return {
+      "image": RECIPES[self.recipe](self.part.read(i), self.resolution),
+      "label": self.part.labels[i],
+    }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +97,9 @@ class Rows:
 
 @dataclasses.dataclass(frozen=True)
 class SyntheticSource:
-  """Images that need no file: coarse random squares tinted by their class. Example i is a function of (seed, i)."""
+  """Images that need no file: coarse random squares tinted by their class. Example i is a function
+  of (seed, i).
+  """
 
   count: int
   num_classes: int
@@ -116,18 +125,24 @@ def load(config):
   """
   makers = {"digits": digits, "folder": folder, "prepared": prepared, "synthetic": synthetic}
   if config.name not in makers and not config.name.startswith(tfds.PREFIX):
-    raise UserError(f"data.name is {config.name!r}: {nearest(config.name, makers)} {tfds.PREFIX}NAME is a data set of TFDS.")
+    raise UserError(
+      f"data.name is {config.name!r}: {nearest(config.name, makers)} {tfds.PREFIX}NAME is a data "
+      f"set of TFDS."
+    )
   dataset = makers.get(config.name, from_tfds)(config)
   if config.num_classes and config.num_classes != dataset.num_classes:
     raise UserError(
-      f"data.num_classes is {config.num_classes}, but {dataset.name} has {dataset.num_classes} classes. Set --config.data.num_classes="
+      f"data.num_classes is {config.num_classes}, but {dataset.name} has {dataset.num_classes} "
+      f"classes. Set --config.data.num_classes="
       f"{dataset.num_classes} if that is right (0: as many as there are)."
     )
   return dataset
 
 
 def shape(config):
-  """(num_classes, image_shape) of what `load` would give, without reading images where the config tells."""
+  """(num_classes, image_shape) of what `load` would give, without reading images where the config
+  tells.
+  """
   of_tfds, square = config.name.startswith(tfds.PREFIX), (config.resolution, config.resolution, 3)
   if (of_tfds or config.name in ("folder", "prepared", "synthetic")) and config.num_classes:
     return config.num_classes, square
@@ -141,12 +156,17 @@ def shape(config):
 def synthetic(config):
   """`num_images` made-up images of `num_classes` classes, to start any config without data."""
   if min(config.num_images, config.num_classes, config.resolution) < 1:
-    raise UserError("data.name is 'synthetic': set data.num_images, data.num_classes and data.resolution, each at least 1.")
+    raise UserError(
+      "data.name is 'synthetic': set data.num_images, data.num_classes and data.resolution, each "
+      "at least 1."
+    )
   make = lambda count, seed: SyntheticSource(count, config.num_classes, config.resolution, seed)
   return Dataset(
     name="synthetic",
     train=make(config.num_images, 2 * config.split_seed),
-    heldout=make(max(1, int(config.num_images * config.heldout_fraction)), 2 * config.split_seed + 1),
+    heldout=make(
+      max(1, int(config.num_images * config.heldout_fraction)), 2 * config.split_seed + 1
+    ),
     class_names=tuple(str(i) for i in range(config.num_classes)),
     image_shape=(config.resolution, config.resolution, 3),
   )
@@ -174,13 +194,20 @@ def digits(config):
 
 
 def folder(config):
-  """`path/<class>/<image>`, or whatever else data.inputs finds in a folder, read as it is: images RGB, `resolution` square."""
+  """`path/<class>/<image>`, or whatever else data.inputs finds in a folder, read as it is: images
+  RGB, `resolution` square.
+  """
   if not config.path:
-    raise UserError("data.name is 'folder' but data.path is empty: give --config.data.path=DIR, a folder of class sub-folders.")
+    raise UserError(
+      "data.name is 'folder' but data.path is empty: give --config.data.path=DIR, a folder of "
+      "class sub-folders."
+    )
   check_square(config)
   root = pathlib.Path(config.path).expanduser()
   if not root.is_dir():
-    raise UserError(f"data.path {str(root)!r} is not a folder: it must hold one sub-folder of images per class.")
+    raise UserError(
+      f"data.path {str(root)!r} is not a folder: it must hold one sub-folder of images per class."
+    )
   found = inputs.open_input(root)
   for name, why in list(found.ignored.items())[:MOST_SHOWN]:
     log.warning("%s is passed over: %s", root / name, why)
@@ -188,31 +215,61 @@ def folder(config):
     log.warning("... and so are %d more", len(found.ignored) - MOST_SHOWN)
   for part in found.splits.values():
     part.check()
-  read = {name: ReadSource(part, config.resolution, config.recipe) for name, part in found.splits.items()}
-  return make_dataset(config, root.resolve().name, read, class_names=found.class_names, image_shape=(config.resolution, config.resolution, 3))
+  read = {
+    name: ReadSource(part, config.resolution, config.recipe) for name, part in found.splits.items()
+  }
+  return make_dataset(
+    config,
+    root.resolve().name,
+    read,
+    class_names=found.class_names,
+    image_shape=(config.resolution, config.resolution, 3),
+  )
 
 
 def prepared(config):
   """What python -m cfg.data.prepare made in `path`; a part of it is held out where it has no split for that."""
   if not config.path:
-    raise UserError("data.name is 'prepared' but data.path is empty: give --config.data.path=DIR, which python -m cfg.data.prepare made.")
+    raise UserError(
+      "data.name is 'prepared' but data.path is empty: give --config.data.path=DIR, which python "
+      "-m cfg.data.prepare made."
+    )
   manifest = records.read_manifest(config.path)
   side = manifest["image_shape"][0]
   if config.resolution != side:
-    raise UserError(f"data.resolution is {config.resolution}, but {config.path!r} was prepared at {side}: set --config.data.resolution={side}, or prepare it again.")
+    raise UserError(
+      f"data.resolution is {config.resolution}, but {config.path!r} was prepared at {side}: set "
+      f"--config.data.resolution={side}, or prepare it again."
+    )
   read = {name: records.open_split(config.path, manifest, name) for name in manifest["splits"]}
-  return make_dataset(config, manifest["name"], read, class_names=tuple(manifest["class_names"]), image_shape=tuple(manifest["image_shape"]))
+  return make_dataset(
+    config,
+    manifest["name"],
+    read,
+    class_names=tuple(manifest["class_names"]),
+    image_shape=tuple(manifest["image_shape"]),
+  )
 
 
 def from_tfds(config):
-  """The data set of TFDS that data.name has behind "tfds:", prepared in `path`; its validation or test split, or a part of train, is held out."""
+  """The data set of TFDS that data.name has behind "tfds:", prepared in `path`; its validation or
+  test split, or a part of train, is held out.
+  """
   check_square(config)
   name, splits, class_names = tfds.splits(config)
-  return make_dataset(config, name, splits, class_names=class_names, image_shape=(config.resolution, config.resolution, 3))
+  return make_dataset(
+    config,
+    name,
+    splits,
+    class_names=class_names,
+    image_shape=(config.resolution, config.resolution, 3),
+  )
 
 
 def make_dataset(config, name, splits, *, class_names, image_shape):
-  """The Dataset of {"train": a source with `labels`, perhaps others}: the first other is held out, or a share of "train"."""
+  """The Dataset of {"train": a source with `labels`, perhaps others}: the first other is held out,
+  or a share of "train".
+  """
   others = [split for split in splits if split != "train"]
   if others:
     train, heldout = splits["train"], splits[others[0]]
@@ -225,13 +282,17 @@ def make_dataset(config, name, splits, *, class_names, image_shape):
 def check_square(config):
   """Raise UserError unless data.resolution and data.recipe say how images are made square."""
   if config.resolution < 1:
-    raise UserError(f"data.resolution is {config.resolution}: give the side of the training images in pixels, --config.data.resolution=64 for example.")
+    raise UserError(
+      f"data.resolution is {config.resolution}: give the side of the training images in pixels, "
+      f"--config.data.resolution=64 for example."
+    )
   if config.recipe not in RECIPES:
     raise UserError(f"data.recipe is {config.recipe!r}: {nearest(config.recipe, RECIPES)}")
 
 
 def split(labels, *, fraction, seed):
-  """A seeded random split with the same share of every class: (train rows, held-out rows), both sorted.
+  """A seeded random split with the same share of every class: (train rows, held-out rows), both
+  sorted.
 
   Every class keeps at least one row to train on and, of two rows or more, one that is held out.
   """
@@ -245,5 +306,7 @@ def split(labels, *, fraction, seed):
     heldout.append(rng.permutation(rows)[:count])
   heldout = np.sort(np.concatenate(heldout))
   if not len(heldout):
-    raise UserError("no class has more than one image: at least 2 of one are needed, to hold one out. Add images.")
+    raise UserError(
+      "no class has more than one image: at least 2 of one are needed, to hold one out. Add images."
+    )
   return np.setdiff1d(np.arange(len(labels)), heldout), heldout

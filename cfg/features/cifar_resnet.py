@@ -10,10 +10,17 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def make_extractor(*, model, params, info):
-  """Wrap a cifar_resnet.CifarResNet: `cifar-resnet<depth>-<hash of the weights>`, its pooled last level and its logits."""
+  """Wrap a cifar_resnet.CifarResNet: `cifar-resnet<depth>-<hash of the weights>`, its pooled last
+  level and its logits.
+  """
   return classifier(
-    name=f"cifar-resnet{model.depth}-{info['weights_sha256'][:8]}", model=model, params=params, prepare=normalise,
-    feature_dim=cifar_resnet.WIDTHS[-1], num_classes=cifar_resnet.NUM_CLASSES, info=info,
+    name=f"cifar-resnet{model.depth}-{info['weights_sha256'][:8]}",
+    model=model,
+    params=params,
+    prepare=normalise,
+    feature_dim=cifar_resnet.WIDTHS[-1],
+    num_classes=cifar_resnet.NUM_CLASSES,
+    info=info,
   )
 
 

@@ -12,10 +12,17 @@ from cfg.models import judge as judge_lib
 
 
 def make_extractor(*, model, params, dataset_name, info):
-  """Wrap a trained judge: `<data>-judge-<hash of the weights>`, its last hidden layer and its logits."""
+  """Wrap a trained judge: `<data>-judge-<hash of the weights>`, its last hidden layer and its
+  logits.
+  """
   return classifier(
-    name=f"{dataset_name}-judge-{info['weights_sha256'][:8]}", model=model, params=params, prepare=images.to_unit,
-    feature_dim=model.feature_dim, num_classes=model.num_classes, info=info,
+    name=f"{dataset_name}-judge-{info['weights_sha256'][:8]}",
+    model=model,
+    params=params,
+    prepare=images.to_unit,
+    feature_dim=model.feature_dim,
+    num_classes=model.num_classes,
+    info=info,
   )
 
 

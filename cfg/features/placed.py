@@ -23,7 +23,8 @@ class Placed:
     return self._apply(self._params, pixels)
 
   def measure(self, rows, *, block_of, batch_size, what):
-    """(statistics.SampleStatistics of each block, SHA-256 of all pixels) of an iterator over {"image", perhaps "label"}.
+    """(statistics.SampleStatistics of each block, SHA-256 of all pixels) of an iterator over
+    {"image", perhaps "label"}.
 
     Args:
       rows: as data sources and inputs.Images give them; all of one size.
@@ -34,7 +35,9 @@ class Placed:
     total, digest = len(block_of), hashlib.sha256()
     sums = statistics.Accumulator(self.extractor, block_of=block_of)
     with logs.Progress(what, total=total, unit="images") as progress:
-      for outputs, labels in self._one_ahead(iter(rows), total, sharding.round_up(self.mesh, batch_size), digest):
+      for outputs, labels in self._one_ahead(
+        iter(rows), total, sharding.round_up(self.mesh, batch_size), digest
+      ):
         sums.add(outputs, labels)
         progress.update(sums.count)
     return sums.blocks, digest.hexdigest()
@@ -55,7 +58,12 @@ class Placed:
 
   def accuracy(self, source, *, batch_size):
     """The share of a data source's labels that it agrees with."""
-    (stats,), _ = self.measure(each(source), block_of=np.zeros(len(source), int), batch_size=batch_size, what=self.extractor.name)
+    (stats,), _ = self.measure(
+      each(source),
+      block_of=np.zeros(len(source), int),
+      batch_size=batch_size,
+      what=self.extractor.name,
+    )
     return stats.correct / stats.count
 
 

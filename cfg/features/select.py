@@ -1,4 +1,6 @@
-"""The feature extractors that a config asks for: a judge, trained once and kept in the work directory or read from a published file, and Inception."""
+"""The feature extractors that a config asks for: a judge, trained once and kept in the work
+directory or read from a published file, and Inception.
+"""
 
 import dataclasses
 import json
@@ -24,11 +26,14 @@ log = logging.getLogger(__name__)
 
 # what to do about an accuracy that is too low
 TRAINED_REMEDY = "Train it longer (judge.num_steps), make it larger (judge.ch)"
-PUBLISHED_REMEDY = "See that the data are CIFAR-10 in its own order of classes, give another file (judge.path)"
+PUBLISHED_REMEDY = (
+  "See that the data are CIFAR-10 in its own order of classes, give another file (judge.path)"
+)
 
 
 def get_extractors(config, *, dataset, workdir):
-  """Inception, where config.inception.path is given, then the judge, where there is one: see `get_judge`.
+  """Inception, where config.inception.path is given, then the judge, where there is one: see
+  `get_judge`.
 
   Beside Inception the judge's metrics end in _judge.
 
@@ -44,37 +49,57 @@ def get_extractors(config, *, dataset, workdir):
 
 
 def get_judge(config, *, dataset, workdir):
-  """The judge of this data and config: the published classifier in the file config.judge.path, or if that is "" one trained on the data.
+  """The judge of this data and config: the published classifier in the file config.judge.path, or
+  if that is "" one trained on the data.
 
-  What took time is kept in `workdir`: judge.npz is the trained one, <name>.json the accuracy of a published one.
+  What took time is kept in `workdir`: judge.npz is the trained one, <name>.json the accuracy of a
+  published one.
 
   Raises:
-    UserError: its held-out accuracy is below config.judge.min_accuracy, or the file is not for such images.
+    UserError: its held-out accuracy is below config.judge.min_accuracy, or the file is not for such
+      images.
   """
   get, remedy = (_published, PUBLISHED_REMEDY) if _path(config) else (_trained, TRAINED_REMEDY)
   check(config, dataset=dataset)
   extractor = get(config, dataset=dataset, workdir=pathlib.Path(workdir))
   accuracy = extractor.info["heldout_accuracy"]
-  log.info("%s: accuracy on the %d held-out images %.2f %%", extractor.name, len(dataset.heldout), 100 * accuracy)
+  log.info(
+    "%s: accuracy on the %d held-out images %.2f %%",
+    extractor.name,
+    len(dataset.heldout),
+    100 * accuracy,
+  )
   if accuracy < config.judge.min_accuracy:
     raise UserError(
-      f"the judge {extractor.name} agrees with {100 * accuracy:.2f} % of the held-out labels, below "
-      f"judge.min_accuracy = {config.judge.min_accuracy}: its verdicts would mean little. {remedy}, or lower judge.min_accuracy."
+      f"the judge {extractor.name} agrees with {100 * accuracy:.2f} % of the held-out labels, "
+      f"below "
+      f"judge.min_accuracy = {config.judge.min_accuracy}: its verdicts would mean little. "
+      f"{remedy}, or lower judge.min_accuracy."
     )
   return extractor
 
 
 def check(config, *, dataset):
-  """Raise UserError if there is nothing to measure in, or config.judge.path or config.inception.path is not for such images."""
+  """Raise UserError if there is nothing to measure in, or config.judge.path or
+  config.inception.path is not for such images.
+  """
   shape, num_classes = cifar_resnet_lib.IMAGE_SHAPE, cifar_resnet_lib.NUM_CLASSES
   if not has_judge(config) and not _inception_paths(config):
-    raise UserError("there is no network to measure samples in: give inception.path or judge.path, or train a judge (judge.num_steps).")
+    raise UserError(
+      "there is no network to measure samples in: give inception.path or judge.path, or train a "
+      "judge (judge.num_steps)."
+    )
   if _inception_paths(config) and dataset.image_shape[-1] != 3:
-    raise UserError(f"inception.path is for images in colour, and {dataset.name} has {dataset.image_shape[-1]} channel: leave it empty.")
+    raise UserError(
+      f"inception.path is for images in colour, and {dataset.name} has {dataset.image_shape[-1]} "
+      f"channel: leave it empty."
+    )
   if _path(config) and (tuple(dataset.image_shape), dataset.num_classes) != (shape, num_classes):
     raise UserError(
-      f"judge.path is {config.judge.path!r}, a classifier of {'x'.join(map(str, shape))} images in {num_classes} classes, but {dataset.name} has "
-      f"{dataset.num_classes} classes of {'x'.join(map(str, dataset.image_shape))}: leave judge.path empty, so that a judge is trained on them."
+      f"judge.path is {config.judge.path!r}, a classifier of {'x'.join(map(str, shape))} images in "
+      f"{num_classes} classes, but {dataset.name} has "
+      f"{dataset.num_classes} classes of {'x'.join(map(str, dataset.image_shape))}: leave "
+      f"judge.path empty, so that a judge is trained on them."
     )
 
 
@@ -84,18 +109,25 @@ def has_judge(config):
 
 
 def shapes(config):
-  """The extractors of `get_extractors` as far as they are known before a judge is trained: dimensions and names of metrics."""
+  """The extractors of `get_extractors` as far as they are known before a judge is trained:
+  dimensions and names of metrics.
+  """
   found = _inception(config)
   if has_judge(config):
     dim = cifar_resnet_lib.WIDTHS[-1] if _path(config) else config.judge.feature_dim
-    judged = classifier(name="judge", model=None, params=None, prepare=None, feature_dim=dim, num_classes=0, info={})
+    judged = classifier(
+      name="judge", model=None, params=None, prepare=None, feature_dim=dim, num_classes=0, info={}
+    )
     found.append(judged.renamed(JUDGE) if found else judged)
   return tuple(found)
 
 
 def _inception(config):
   """[the Extractor of inception.path], or []."""
-  return [inception.make_extractor(params=params, info=info, published_only=True) for params, info in map(inception_files.read, _inception_paths(config))]
+  return [
+    inception.make_extractor(params=params, info=info, published_only=True)
+    for params, info in map(inception_files.read, _inception_paths(config))
+  ]
 
 
 def _inception_paths(config):
@@ -113,12 +145,22 @@ def _trained(config, *, dataset, workdir):
   """The judge in judge.npz, trained and written if it is not there."""
   path, section = workdir / "judge.npz", config.judge
   model = judge_lib.Judge(
-    num_classes=dataset.num_classes, ch=section.ch, levels=section.levels,
-    feature_dim=section.feature_dim, dropout=section.dropout,
+    num_classes=dataset.num_classes,
+    ch=section.ch,
+    levels=section.levels,
+    feature_dim=section.feature_dim,
+    dropout=section.dropout,
   )
   identity = config_lib.data_identity(
-    config, dataset, seed=config.seed, train=len(dataset.train),
-    judge={k: v for k, v in config_lib.to_json(config)["judge"].items() if k not in ("min_accuracy", "path")},
+    config,
+    dataset,
+    seed=config.seed,
+    train=len(dataset.train),
+    judge={
+      k: v
+      for k, v in config_lib.to_json(config)["judge"].items()
+      if k not in ("min_accuracy", "path")
+    },
   )
   stored = _read(path, identity)
   if stored is None:
@@ -130,16 +172,23 @@ def _trained(config, *, dataset, workdir):
 
 
 def _published(config, *, dataset, workdir):
-  """The classifier in config.judge.path, its held-out accuracy read from <name>.json, or measured and written there."""
+  """The classifier in config.judge.path, its held-out accuracy read from <name>.json, or measured
+  and written there.
+  """
   model, params = cifar_resnet_files.read(config.judge.path)
   about = {"weights_sha256": trees.tree_hash(params), "file": pathlib.Path(config.judge.path).name}
   extractor = cifar_resnet.make_extractor(model=model, params=params, info=about)
   path = workdir / f"{extractor.name}.json"
-  identity = config_lib.data_identity(config, dataset, heldout=len(dataset.heldout), weights=about["weights_sha256"])
+  identity = config_lib.data_identity(
+    config, dataset, heldout=len(dataset.heldout), weights=about["weights_sha256"]
+  )
   stored = _read_accuracy(path, identity)
   if stored is None:
     placed = features.Placed(extractor, sharding.make_mesh(jax.devices()[:1]))
-    stored = {"heldout_accuracy": placed.accuracy(dataset.heldout, batch_size=config.judge.batch_size), "identity": identity}
+    stored = {
+      "heldout_accuracy": placed.accuracy(dataset.heldout, batch_size=config.judge.batch_size),
+      "identity": identity,
+    }
     files.write_json(path, stored)
   return dataclasses.replace(extractor, info={**about, **stored})
 
@@ -147,16 +196,28 @@ def _published(config, *, dataset, workdir):
 def _train(config, *, model, dataset):
   section = config.judge
   optimizer = optim.make_optimizer(
-    learning_rate=section.learning_rate, warmup_steps=section.warmup_steps, grad_clip=1.0, weight_decay=section.weight_decay,
+    learning_rate=section.learning_rate,
+    warmup_steps=section.warmup_steps,
+    grad_clip=1.0,
+    weight_decay=section.weight_decay,
     decay_steps=section.num_steps,
   )
   stream = pipeline.train_stream(
-    dataset.train, batch_size=section.batch_size, seed=config.seed + 1, start_step=0, num_steps=section.num_steps
+    dataset.train,
+    batch_size=section.batch_size,
+    seed=config.seed + 1,
+    start_step=0,
+    num_steps=section.num_steps,
   )
   with logs.Progress("judge", total=section.num_steps, unit="steps") as progress:
     params = judge.fit(
-      model=model, optimizer=optimizer, seed=config.seed, num_steps=section.num_steps,
-      image_shape=dataset.image_shape, stream=stream, on_step=progress.update,
+      model=model,
+      optimizer=optimizer,
+      seed=config.seed,
+      num_steps=section.num_steps,
+      image_shape=dataset.image_shape,
+      stream=stream,
+      on_step=progress.update,
     )
   info = {"weights_sha256": trees.tree_hash(params)}
   extractor = judge.make_extractor(model=model, params=params, dataset_name=dataset.name, info=info)

@@ -1,4 +1,6 @@
-"""From parameters to images and what a feature extractor makes of them: the guided sampler of a config, one program over the mesh."""
+"""From parameters to images and what a feature extractor makes of them: the guided sampler of a
+config, one program over the mesh.
+"""
 
 import functools
 
@@ -13,7 +15,8 @@ from cfg.models import unet
 
 
 def generate(params, index, y, w, key, *, model, step_fn, logsnr, image_shape, clip_x, guided):
-  """Images of P's algorithm 2 as uint8 [B,H,W,C]; image i is a function of (params, key, index[i], y[i], w).
+  """Images of P's algorithm 2 as uint8 [B,H,W,C]; image i is a function of (params, key, index[i],
+  y[i], w).
 
   Args:
     params: of `model`.
@@ -32,14 +35,21 @@ def generate(params, index, y, w, key, *, model, step_fn, logsnr, image_shape, c
   if guided:
     eps_fn = guidance.classifier_free(eps_fn, w=w, null_label=model.num_classes)
   x = sampling.sample(
-    eps_fn=eps_fn, step_fn=step_fn, keys=sampling.sample_keys(key=key, index=index), y=y,
-    logsnr=logsnr, image_shape=image_shape, clip_x=clip_x,
+    eps_fn=eps_fn,
+    step_fn=step_fn,
+    keys=sampling.sample_keys(key=key, index=index),
+    y=y,
+    logsnr=logsnr,
+    image_shape=image_shape,
+    clip_x=clip_x,
   )
   return images.to_uint8(x)
 
 
 def generate_and_extract(params, extractor_params, index, y, w, key, *, extract, **fixed):
-  """(images, {output: [B, dim]}): `generate`, and an extractor's outputs of its images, which need not leave the devices."""
+  """(images, {output: [B, dim]}): `generate`, and an extractor's outputs of its images, which need
+  not leave the devices.
+  """
   pictures = generate(params, index, y, w, key, **fixed)
   return pictures, {} if extract is None else extract(extractor_params, pictures)
 
@@ -92,10 +102,13 @@ class Generator:
     )
     whole, rows = sharding.replicated(mesh), sharding.batch_sharding(mesh)
     self._extractor_params = None if extractor is None else jax.device_put(extractor.params, whole)
-    self.program = jax.jit(program, in_shardings=(whole, whole, rows, rows, whole, whole), out_shardings=rows)
+    self.program = jax.jit(
+      program, in_shardings=(whole, whole, rows, rows, whole, whole), out_shardings=rows
+    )
 
   def batches(self, params, *, index, labels, w, seed):
-    """Yield (rows, images, outputs): a slice of `index`, uint8 [batch_size,H,W,C] and {output: [batch_size,dim]}, both on the devices.
+    """Yield (rows, images, outputs): a slice of `index`, uint8 [batch_size,H,W,C] and {output:
+    [batch_size,dim]}, both on the devices.
 
     The last batch repeats its last sample; its slice covers only the real ones.
     """
@@ -104,7 +117,9 @@ class Generator:
     for first in range(0, len(index), self.batch_size):
       rows = np.minimum(np.arange(first, first + self.batch_size), len(index) - 1)
       local = sharding.put_batch(self.mesh, {"index": index[rows], "labels": labels[rows]})
-      out = self.program(params, self._extractor_params, local["index"], local["labels"], jnp.float32(w), key)
+      out = self.program(
+        params, self._extractor_params, local["index"], local["labels"], jnp.float32(w), key
+      )
       # one batch ahead: the devices work while the host reads
       if pending is not None:
         yield pending

@@ -22,10 +22,15 @@ def parse_strength(*, w, scale):
     UserError: both given, not finite, or w < -1.
   """
   if w is not None and scale is not None:
-    raise UserError(f"--w={w:g} and --scale={scale:g} were given together: give one of them (scale = 1 + w).")
+    raise UserError(
+      f"--w={w:g} and --scale={scale:g} were given together: give one of them (scale = 1 + w)."
+    )
   strength = 1.0 if w is None and scale is None else w if scale is None else scale - 1.0
   if not math.isfinite(strength) or strength < -1:
-    raise UserError(f"the guidance strength is w = {strength:g} (scale = {1 + strength:g}): it must be finite and at least -1 (w = 0 is unguided).")
+    raise UserError(
+      f"the guidance strength is w = {strength:g} (scale = {1 + strength:g}): it must be finite "
+      f"and at least -1 (w = 0 is unguided)."
+    )
   return strength
 
 
@@ -43,7 +48,10 @@ def parse_label(text, class_names):
   except ValueError:
     raise UserError(f"there is no class {text!r}: {nearest(text, class_names)}") from None
   if not 0 <= label < len(class_names):
-    raise UserError(f"label {label} is out of range: this model has {len(class_names)} classes, 0 to {len(class_names) - 1}.")
+    raise UserError(
+      f"label {label} is out of range: this model has {len(class_names)} classes, 0 to "
+      f"{len(class_names) - 1}."
+    )
   return label
 
 
@@ -74,32 +82,59 @@ def sample(config, *, mesh, workdir, labels, num, w, seed, ema=None, out=None):
   config_lib.check_guidable(config, [w])
   trained = open_trained(workdir, config=config, mesh=mesh, ema=ema)
   names = trained.class_names
-  chosen = [parse_label(text, names) for text in labels] or list(range(min(len(names), MOST_DEFAULT_CLASSES)))
+  chosen = [parse_label(text, names) for text in labels] or list(
+    range(min(len(names), MOST_DEFAULT_CLASSES))
+  )
   index, y = np.tile(np.arange(num), len(chosen)), np.repeat(chosen, num)
   # at w = 0 the mix is the conditional branch: the other need not be computed
   sampler = generator.Generator(
-    model=trained.model, config=config, image_shape=trained.image_shape, mesh=mesh, guided=w != 0,
+    model=trained.model,
+    config=config,
+    image_shape=trained.image_shape,
+    mesh=mesh,
+    guided=w != 0,
     batch_size=sharding.round_up(mesh, min(len(y), config.sweep.batch_size)),
   )
   pictures = sampler(trained.params, index=index, labels=y, w=w, seed=seed)
 
-  out = pathlib.Path(out) if out else pathlib.Path(workdir) / "samples" / f"{table.strength_name(w)}_seed{seed}"
+  out = (
+    pathlib.Path(out)
+    if out
+    else pathlib.Path(workdir) / "samples" / f"{table.strength_name(w)}_seed{seed}"
+  )
   out.mkdir(parents=True, exist_ok=True)
   rows = []
   for i, label, picture in zip(index, y, pictures):
     file = f"class{label:04d}_{i:05d}.png"
     images.write_png(out / file, picture)
-    rows.append({
-      "file": file, "index": int(i), "label": int(label), "class_name": names[label], "seed": seed, "w": w, "scale": 1 + w,
-    })
+    rows.append(
+      {
+        "file": file,
+        "index": int(i),
+        "label": int(label),
+        "class_name": names[label],
+        "seed": seed,
+        "w": w,
+        "scale": 1 + w,
+      }
+    )
   figures.write_grid(
-    out / "grid.png", pictures.reshape(len(chosen), num, *trained.image_shape),
-    row_names=figures.class_titles(names, chosen), column_names=[str(i) for i in range(num)], row_title="class",
+    out / "grid.png",
+    pictures.reshape(len(chosen), num, *trained.image_shape),
+    row_names=figures.class_titles(names, chosen),
+    column_names=[str(i) for i in range(num)],
+    row_title="class",
     column_title=f"sample index; w = {w:g} (scale = {1 + w:g}), seed {seed}",
   )
   about = {
-    "data": trained.data_name, "sampler": config.sampler.name, "num_steps": config.sampler.num_steps, "var_interp": config.sampler.var_interp,
-    "clip_x": config.sampler.clip_x, "nfe": sampler.nfe, "ema": float(trained.ema), "step": trained.step,
+    "data": trained.data_name,
+    "sampler": config.sampler.name,
+    "num_steps": config.sampler.num_steps,
+    "var_interp": config.sampler.var_interp,
+    "clip_x": config.sampler.clip_x,
+    "nfe": sampler.nfe,
+    "ema": float(trained.ema),
+    "step": trained.step,
     "checkpoint_hash": trained.checkpoint_hash,
   }
   files.write_json(out / "samples.json", {"about": about, "samples": rows})

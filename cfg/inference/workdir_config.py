@@ -9,7 +9,8 @@ from cfg.interop import weights
 
 
 def get_config(workdir):
-  """The config that the network in `workdir` was made with; fields can be overridden as in any config.
+  """The config that the network in `workdir` was made with; fields can be overridden as in any
+  config.
 
   Raises:
     UserError: there is no network.
@@ -19,5 +20,8 @@ def get_config(workdir):
   if meta is None and (workdir / weights.NAME).is_file():
     meta = weights.read_meta(workdir / weights.NAME)
   if meta is None:
-    raise UserError(f"there is no network in {str(workdir)!r}: give a config, --config=configs/digits.py for example, or the --workdir of a trained model.")
+    raise UserError(
+      f"there is no network in {str(workdir)!r}: give a config, --config=configs/digits.py for "
+      f"example, or the --workdir of a trained model."
+    )
   return config_lib.from_json(meta["config"])

@@ -1,1 +1,3 @@
-"""Other people's weights in, and weights out as safetensors. Nothing here unpickles or imports PyTorch."""
+"""Other people's weights in, and weights out as safetensors. Nothing here unpickles or imports
+PyTorch.
+"""

@@ -19,7 +19,8 @@ log = logging.getLogger("cfg.interop.adm")  # __name__ is "__main__" when it is 
 
 NORM_EPS = 1e-5  # PyTorch's
 
-# the published networks by (ch, ch_mult, num_res_blocks, attn_levels): GD's README gives their flags
+# the published networks by (ch, ch_mult, num_res_blocks, attn_levels): GD's README gives their
+# flags
 PUBLISHED = {
   (192, (1, 2, 3, 4), 3, (1, 2, 3)): Facts(64, None, 64, NEW, "cosine"),
   (256, (1, 1, 2, 3, 4), 2, (2, 3, 4)): Facts(128, 4, None, LEGACY, "linear"),
@@ -34,27 +35,35 @@ PUBLISHED = {
 
 
 def read_facts(*, signature, given):
-  """The Facts of a network: those of the published one of that signature, with what the user gave instead.
+  """The Facts of a network: those of the published one of that signature, with what the user gave
+  instead.
 
   Args:
     signature: (ch, ch_mult, num_res_blocks, attn_levels).
-    given: {"image_size", "num_heads", "head_dim", "attention_order", "schedule"}, None where not given.
+    given: {"image_size", "num_heads", "head_dim", "attention_order", "schedule"}, None where not
+      given.
 
   Raises:
     UserError: not a published network, and not all given.
   """
   if given["num_heads"] and given["head_dim"]:
-    raise UserError("--num_heads and --head_dim were given together: give the one that the network was made with.")
+    raise UserError(
+      "--num_heads and --head_dim were given together: give the one that the network was made with."
+    )
   known = PUBLISHED.get(signature)
   heads_given = given["num_heads"] or given["head_dim"]
   if known is None:
-    missing = [f"--{name}" for name in ("image_size", "attention_order", "schedule") if given[name] is None]
+    missing = [
+      f"--{name}" for name in ("image_size", "attention_order", "schedule") if given[name] is None
+    ]
     missing += [] if heads_given else ["--num_heads or --head_dim"]
     if missing:
       ch, mult, blocks, levels = signature
       raise UserError(
-        f"this is none of the published networks ({ch} channels times {mult}, {blocks} blocks per level, attention on levels "
-        f"{levels}), and a checkpoint does not show everything: give {', '.join(missing)} as it was trained with (guided-diffusion's "
+        f"this is none of the published networks ({ch} channels times {mult}, {blocks} blocks per "
+        f"level, attention on levels "
+        f"{levels}), and a checkpoint does not show everything: give {', '.join(missing)} as it "
+        f"was trained with (guided-diffusion's "
         "image_size, use_new_attention_order, noise_schedule, num_heads, num_head_channels)."
       )
     return Facts(**given)
@@ -64,35 +73,52 @@ def read_facts(*, signature, given):
   return Facts(**values)
 
 
-def convert_unet(arrays, *, image_size=None, num_heads=None, head_dim=None, attention_order=None, schedule=None):
+def convert_unet(
+  arrays, *, image_size=None, num_heads=None, head_dim=None, attention_order=None, schedule=None
+):
   """Our UNet's parameters and config from a UNetModel's state dict.
 
   Args:
     arrays: {name: array} in GD's names.
-    image_size, num_heads, head_dim, attention_order, schedule: see Facts; the published networks need none.
+    image_size, num_heads, head_dim, attention_order, schedule: see Facts; the published networks
+    need none.
 
   Returns:
     (params, model, facts): `model` has the fields of config.model; class_rows is the number of
     classes, or 0 for an unconditional network.
   """
-  given = dict(image_size=image_size, num_heads=num_heads, head_dim=head_dim, attention_order=attention_order, schedule=schedule)
+  given = dict(
+    image_size=image_size,
+    num_heads=num_heads,
+    head_dim=head_dim,
+    attention_order=attention_order,
+    schedule=schedule,
+  )
   state = adm_weights.State(arrays)
   if "out.2.positional_embedding" in state:
-    raise UserError("this is a noise-conditional classifier, not a diffusion model: it has no samples of its own. (cfg.interop.adm.convert_classifier converts it.)")
+    raise UserError(
+      "this is a noise-conditional classifier, not a diffusion model: it has no samples of its "
+      "own. (cfg.interop.adm.convert_classifier converts it.)"
+    )
   fields, attn_levels = adm_weights.architecture(state)
   channels, out_channels = state.shape("input_blocks.0.0.weight")[1], state.shape("out.2.weight")[0]
   if out_channels not in (channels, 2 * channels):
     raise UserError(
-      f"the network takes {channels} channels and gives {out_channels}: neither as many nor twice as many (learned variance). "
+      f"the network takes {channels} channels and gives {out_channels}: neither as many nor twice "
+      f"as many (learned variance). "
       "An upsampler, which takes a small image too, cannot be used alone."
     )
   facts = read_facts(signature=_signature(fields, attn_levels), given=given)
   class_rows = state.shape("label_emb.weight")[0] if "label_emb.weight" in state else 0
-  params = adm_weights.unet_params(state, fields=fields, attn_levels=attn_levels, facts=facts, out_channels=channels)
+  params = adm_weights.unet_params(
+    state, fields=fields, attn_levels=attn_levels, facts=facts, out_channels=channels
+  )
   return params, {**_model(fields, attn_levels, facts), "class_rows": class_rows}, facts
 
 
-def convert_classifier(arrays, *, image_size, num_heads=None, head_dim=None, attention_order=None, schedule=None):
+def convert_classifier(
+  arrays, *, image_size, num_heads=None, head_dim=None, attention_order=None, schedule=None
+):
   """Our Classifier's parameters and fields from an EncoderUNetModel's state dict.
 
   Args:
@@ -104,7 +130,13 @@ def convert_classifier(arrays, *, image_size, num_heads=None, head_dim=None, att
     (params, fields): fields of Classifier but num_classes, which is the width of the last map.
   """
   state = adm_weights.State(arrays)
-  given = dict(image_size=image_size, num_heads=num_heads, head_dim=head_dim, attention_order=attention_order, schedule=schedule)
+  given = dict(
+    image_size=image_size,
+    num_heads=num_heads,
+    head_dim=head_dim,
+    attention_order=attention_order,
+    schedule=schedule,
+  )
   num_levels = round(math.log2(image_size / adm_weights.pooled_side(state))) + 1
   fields, attn_levels = adm_weights.architecture(state, num_levels=num_levels)
   facts = read_facts(signature=_signature(fields, attn_levels), given=given)
@@ -121,29 +153,64 @@ def _model(fields, attn_levels, facts):
   return {
     **fields,
     "attn_resolutions": tuple(facts.image_size >> level for level in attn_levels),
-    "num_heads": facts.num_heads, "head_dim": facts.head_dim, "norm_groups": 32, "norm_eps": NORM_EPS,
-    "discrete_schedule": facts.schedule, "dropout": 0.0, "remat": False, "dtype": "float32",
+    "num_heads": facts.num_heads,
+    "head_dim": facts.head_dim,
+    "norm_groups": 32,
+    "norm_eps": NORM_EPS,
+    "discrete_schedule": facts.schedule,
+    "dropout": 0.0,
+    "remat": False,
+    "dtype": "float32",
   }
 
 
 def make_config(model, facts):
-  """A whole config for sampling and sweeping: the grid's ends are those of the network's own schedule."""
+  """A whole config for sampling and sweeping: the grid's ends are those of the network's own
+  schedule.
+  """
   table = schedules.discrete_logsnr(facts.schedule)
   return {
     "seed": 0,
     "cpu_devices": 2,
     "data": {
-      "name": "folder", "path": "", "resolution": facts.image_size, "recipe": "adm", "num_classes": max(model["class_rows"], 1), "num_images": 0,
-      "heldout_fraction": 0.04, "split_seed": 0,
+      "name": "folder",
+      "path": "",
+      "resolution": facts.image_size,
+      "recipe": "adm",
+      "num_classes": max(model["class_rows"], 1),
+      "num_images": 0,
+      "heldout_fraction": 0.04,
+      "split_seed": 0,
     },
     "model": model,
     "schedule": {"logsnr_min": float(table[-1]), "logsnr_max": float(table[0])},
     "train": {"p_uncond": 0.0, "ema_decays": (0.9999,)},
-    "sampler": {"name": "ancestral", "num_steps": 256, "var_interp": 0.3 if facts.image_size <= 64 else 0.2, "clip_x": True},
-    "sweep": {"w": (0.0,), "num_samples": 50_000, "num_blocks": 5, "batch_size": 64, "seed": 0, "ema": None},
+    "sampler": {
+      "name": "ancestral",
+      "num_steps": 256,
+      "var_interp": 0.3 if facts.image_size <= 64 else 0.2,
+      "clip_x": True,
+    },
+    "sweep": {
+      "w": (0.0,),
+      "num_samples": 50_000,
+      "num_blocks": 5,
+      "batch_size": 64,
+      "seed": 0,
+      "ema": None,
+    },
     "judge": {
-      "path": "", "ch": 64, "levels": 4, "feature_dim": 256, "dropout": 0.3, "num_steps": 20_000, "batch_size": 256,
-      "learning_rate": 1e-3, "warmup_steps": 500, "weight_decay": 1e-3, "min_accuracy": 0.0,
+      "path": "",
+      "ch": 64,
+      "levels": 4,
+      "feature_dim": 256,
+      "dropout": 0.3,
+      "num_steps": 20_000,
+      "batch_size": 256,
+      "learning_rate": 1e-3,
+      "warmup_steps": 500,
+      "weight_decay": 1e-3,
+      "min_accuracy": 0.0,
     },
   }
 
@@ -153,7 +220,10 @@ def import_checkpoint(checkpoint, workdir, **given):
   checkpoint, workdir = pathlib.Path(checkpoint), pathlib.Path(workdir)
   out = workdir / weights.NAME
   if out.exists() or (workdir / "checkpoints").exists():
-    raise UserError(f"the work directory {str(workdir)!r} already holds a network: choose another, or remove it first.")
+    raise UserError(
+      f"the work directory {str(workdir)!r} already holds a network: choose another, or remove it "
+      f"first."
+    )
   params, model, facts = convert_unet(torch_file.read(checkpoint), **given)
   with checkpoint.open("rb") as file:
     digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -163,8 +233,15 @@ def import_checkpoint(checkpoint, workdir, **given):
     "config": make_config(model, facts),
     "class_names": [str(i) for i in range(rows)] or ["unconditional"],
     "image_shape": [facts.image_size, facts.image_size, channels],
-    "data_name": "unknown", "step": 0, "ema": "0.9999",
-    "source": {"file": checkpoint.name, "sha256": digest, "kind": "guided-diffusion", "attention_order": facts.attention_order},
+    "data_name": "unknown",
+    "step": 0,
+    "ema": "0.9999",
+    "source": {
+      "file": checkpoint.name,
+      "sha256": digest,
+      "kind": "guided-diffusion",
+      "attention_order": facts.attention_order,
+    },
   }
   workdir.mkdir(parents=True, exist_ok=True)
   weights.write(out, params=params, meta=meta)
@@ -174,26 +251,43 @@ def import_checkpoint(checkpoint, workdir, **given):
 def main(argv=None):
   """The command line."""
   parser = argparse.ArgumentParser(
-    prog="python -m cfg.interop.adm", description="Make a work directory of a checkpoint of openai/guided-diffusion (.pt). "
+    prog="python -m cfg.interop.adm",
+    description="Make a work directory of a checkpoint of openai/guided-diffusion (.pt). "
     "The published 64, 128, 256 and 512 networks need no options; others need all of them.",
   )
   parser.add_argument("checkpoint", help="a .pt or .pth file; it is read without being executed")
   parser.add_argument("workdir", help="made if it is not there")
   parser.add_argument("--image_size", type=int, help="side of the training images")
   parser.add_argument("--num_heads", type=int, help="attention heads, where given by number")
-  parser.add_argument("--head_dim", type=int, help="width of a head (num_head_channels), where given by width")
-  parser.add_argument("--attention_order", choices=(NEW, LEGACY), help="new where use_new_attention_order was True")
-  parser.add_argument("--schedule", choices=("cosine", "linear"), help="noise_schedule, of 1,000 steps")
+  parser.add_argument(
+    "--head_dim", type=int, help="width of a head (num_head_channels), where given by width"
+  )
+  parser.add_argument(
+    "--attention_order", choices=(NEW, LEGACY), help="new where use_new_attention_order was True"
+  )
+  parser.add_argument(
+    "--schedule", choices=("cosine", "linear"), help="noise_schedule, of 1,000 steps"
+  )
   options = vars(parser.parse_args(argv))
   checkpoint, workdir = options.pop("checkpoint"), options.pop("workdir")
   meta = import_checkpoint(checkpoint, workdir, **options)
   model, schedule = meta["config"]["model"], meta["config"]["schedule"]
   heads = f"{model['num_heads']} heads" if model["num_heads"] else f"heads of {model['head_dim']}"
   log.info(
-    "%s: %s, %d classes, %s, %s attention order, %s schedule with log-SNR from %.2f to %.2f", checkpoint, "x".join(map(str, meta["image_shape"])),
-    model["class_rows"], heads, meta["source"]["attention_order"], model["discrete_schedule"], schedule["logsnr_min"], schedule["logsnr_max"],
+    "%s: %s, %d classes, %s, %s attention order, %s schedule with log-SNR from %.2f to %.2f",
+    checkpoint,
+    "x".join(map(str, meta["image_shape"])),
+    model["class_rows"],
+    heads,
+    meta["source"]["attention_order"],
+    model["discrete_schedule"],
+    schedule["logsnr_min"],
+    schedule["logsnr_max"],
   )
-  print(f"{pathlib.Path(workdir) / weights.NAME} is written. Sample from it: python -m cfg.main --workdir={workdir} --mode=sample --w=0")
+  print(
+    f"{pathlib.Path(workdir) / weights.NAME} is written. Sample from it: python -m cfg.main "
+    f"--workdir={workdir} --mode=sample --w=0"
+  )
 
 
 if __name__ == "__main__":

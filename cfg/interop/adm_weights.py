@@ -1,4 +1,5 @@
-"""OpenAI's guided-diffusion networks in our terms: the architecture read off a state dict, and its parameters renamed.
+"""OpenAI's guided-diffusion networks in our terms: the architecture read off a state dict, and its
+parameters renamed.
 
 GD is openai/guided-diffusion (unet.py: UNetModel, EncoderUNetModel). Their layouts
 are PyTorch's: convolutions [O,I,H,W], linear maps [O,I], attention a 1x1
@@ -24,7 +25,8 @@ class Facts:
     image_size: side of the images it was trained on.
     num_heads: attention heads, or None to use head_dim.
     head_dim: width of a head, or None to use num_heads.
-    attention_order: "new" (GD use_new_attention_order: all q, then k, then v) or "legacy" (q, k, v head by head).
+    attention_order: "new" (GD use_new_attention_order: all q, then k, then v) or "legacy" (q, k, v
+      head by head).
     schedule: "cosine" or "linear", of 1,000 steps.
   """
 
@@ -56,17 +58,23 @@ class State:
 
   def _check(self, name):
     if name not in self._arrays:
-      raise UserError(f"the checkpoint has no {name!r}: it is not a network of guided-diffusion, or of a variant that is not known here.")
+      raise UserError(
+        f"the checkpoint has no {name!r}: it is not a network of guided-diffusion, or of a variant "
+        f"that is not known here."
+      )
 
   def count(self, prefix, first=0):
     """How many consecutive numbers from `first` follow `prefix` in the names."""
-    numbers = {int(name[len(prefix) :].split(".")[0]) for name in self._arrays if name.startswith(prefix)}
+    numbers = {
+      int(name[len(prefix) :].split(".")[0]) for name in self._arrays if name.startswith(prefix)
+    }
     n = first
     while n in numbers:
       n += 1
     if any(number >= n for number in numbers):
       raise UserError(
-        f"the checkpoint has no {prefix}{n} but later ones: a network whose resampling has no parameters "
+        f"the checkpoint has no {prefix}{n} but later ones: a network whose resampling has no "
+        f"parameters "
         "(conv_resample=False) is not known here."
       )
     return n
@@ -75,11 +83,15 @@ class State:
     """Raise UserError if arrays are left."""
     if self._arrays:
       names = sorted(self._arrays)
-      raise UserError(f"the checkpoint has {len(names)} arrays that its network does not: {', '.join(names[:4])}{', ...' if len(names) > 4 else ''}.")
+      raise UserError(
+        f"the checkpoint has {len(names)} arrays that its network does not: "
+        f"{', '.join(names[:4])}{', ...' if len(names) > 4 else ''}."
+      )
 
 
 def architecture(state, *, num_levels=None):
-  """The fields of Backbone that a state dict shows: {"ch", "emb_ch", "ch_mult", "num_res_blocks", ...}, and attn_levels.
+  """The fields of Backbone that a state dict shows: {"ch", "emb_ch", "ch_mult", "num_res_blocks",
+  ...}, and attn_levels.
 
   Args:
     state: State of a UNetModel, or of an EncoderUNetModel if num_levels is given.
@@ -94,7 +106,10 @@ def architecture(state, *, num_levels=None):
     ups = [up for i in range(state.count("output_blocks.")) if (up := _up(state, i)) is not None]
     num_levels = len(ups) + 1
   if blocks % num_levels:
-    raise UserError(f"the checkpoint has {blocks} input blocks on {num_levels} levels: every level must have as many.")
+    raise UserError(
+      f"the checkpoint has {blocks} input blocks on {num_levels} levels: every level must have as "
+      f"many."
+    )
   per_level = blocks // num_levels
   firsts = [1 + level * per_level for level in range(num_levels)]
   widths = [state.shape(f"input_blocks.{i}.0.in_layers.2.weight")[0] for i in firsts]
@@ -106,7 +121,9 @@ def architecture(state, *, num_levels=None):
     "scale_shift": state.shape("input_blocks.1.0.emb_layers.1.weight")[0] == 2 * widths[0],
     "conv_resample": num_levels > 1 and f"input_blocks.{per_level}.0.op.weight" in state,
   }
-  return fields, [level for level, i in enumerate(firsts) if f"input_blocks.{i}.1.qkv.weight" in state]
+  return fields, [
+    level for level, i in enumerate(firsts) if f"input_blocks.{i}.1.qkv.weight" in state
+  ]
 
 
 def _ratio(width, ch):
@@ -116,13 +133,19 @@ def _ratio(width, ch):
 def _up(state, i):
   """The place in output block i of what doubles the resolution, or None."""
   for place in (1, 2):
-    if f"output_blocks.{i}.{place}.conv.weight" in state or f"output_blocks.{i}.{place}.in_layers.0.weight" in state:
+    if (
+      f"output_blocks.{i}.{place}.conv.weight" in state
+      or f"output_blocks.{i}.{place}.in_layers.0.weight" in state
+    ):
       return place
   return None
 
 
 def _conv(state, name):
-  return {"kernel": state.take(f"{name}.weight").transpose(2, 3, 1, 0), "bias": state.take(f"{name}.bias")}
+  return {
+    "kernel": state.take(f"{name}.weight").transpose(2, 3, 1, 0),
+    "bias": state.take(f"{name}.bias"),
+  }
 
 
 def _linear(state, name):
@@ -151,7 +174,10 @@ def _res_block(state, name):
   }
   if f"{name}.skip_connection.weight" in state:
     if state.shape(f"{name}.skip_connection.weight")[2:] != (1, 1):
-      raise UserError(f"the checkpoint's {name}.skip_connection is not a 1x1 convolution (use_conv=True), which is not known here.")
+      raise UserError(
+        f"the checkpoint's {name}.skip_connection is not a 1x1 convolution (use_conv=True), which "
+        f"is not known here."
+      )
     params["skip"] = _linear(state, f"{name}.skip_connection")
   return params
 
@@ -162,7 +188,10 @@ def _qkv(state, name, facts, order):
   channels = kernel.shape[0]
   heads = facts.num_heads or channels // facts.head_dim
   if heads < 1 or channels % heads:
-    raise UserError(f"{channels} channels of {name} do not divide into {heads} heads: give the right --num_heads or --head_dim.")
+    raise UserError(
+      f"{channels} channels of {name} do not divide into {heads} heads: give the right --num_heads "
+      f"or --head_dim."
+    )
   shape = (heads, 3) if order == LEGACY else (3, heads)
   axis = shape.index(3)
   kernels = np.moveaxis(kernel.reshape(channels, *shape, channels // heads), 1 + axis, 0)
@@ -177,7 +206,10 @@ def _projection(state, name, qkv):
 
 
 def _attention(state, name, facts):
-  params = {"norm": _norm(state, f"{name}.norm"), **_qkv(state, f"{name}.qkv", facts, facts.attention_order)}
+  params = {
+    "norm": _norm(state, f"{name}.norm"),
+    **_qkv(state, f"{name}.qkv", facts, facts.attention_order),
+  }
   return {**params, "proj": _projection(state, f"{name}.proj_out", params)}
 
 
@@ -193,7 +225,9 @@ def _encoder(state, fields, attn_levels, facts):
       i += 1
     if level < last:
       name = f"input_blocks.{i}.0"
-      params[f"down{level}_resample"] = {"conv": _conv(state, f"{name}.op")} if fields["conv_resample"] else _res_block(state, name)
+      params[f"down{level}_resample"] = (
+        {"conv": _conv(state, f"{name}.op")} if fields["conv_resample"] else _res_block(state, name)
+      )
       i += 1
   params["mid_res0"] = _res_block(state, "middle_block.0")
   params["mid_attn"] = _attention(state, "middle_block.1", facts)
@@ -202,7 +236,9 @@ def _encoder(state, fields, attn_levels, facts):
 
 
 def unet_params(state, *, fields, attn_levels, facts, out_channels):
-  """Parameters of our UNet from a UNetModel; outputs after `out_channels` (the learned variance) are dropped."""
+  """Parameters of our UNet from a UNetModel; outputs after `out_channels` (the learned variance)
+  are dropped.
+  """
   params = _encoder(state, fields, attn_levels, facts)
   if "label_emb.weight" in state:
     table = state.take("label_emb.weight")
@@ -217,23 +253,39 @@ def unet_params(state, *, fields, attn_levels, facts, out_channels):
     if level > 0:
       place = _up(state, i - 1)
       if place is None:
-        raise UserError(f"the checkpoint's output block {i - 1} does not raise the resolution, but it ends level {level}.")
+        raise UserError(
+          f"the checkpoint's output block {i - 1} does not raise the resolution, but it ends level "
+          f"{level}."
+        )
       name = f"output_blocks.{i - 1}.{place}"
-      params[f"up{level}_resample"] = {"conv": _conv(state, f"{name}.conv")} if fields["conv_resample"] else _res_block(state, name)
+      params[f"up{level}_resample"] = (
+        {"conv": _conv(state, f"{name}.conv")}
+        if fields["conv_resample"]
+        else _res_block(state, name)
+      )
   params["norm_out"] = _norm(state, "out.0")
   conv_out = _conv(state, "out.2")
-  params["conv_out"] = {"kernel": conv_out["kernel"][..., :out_channels], "bias": conv_out["bias"][:out_channels]}
+  params["conv_out"] = {
+    "kernel": conv_out["kernel"][..., :out_channels],
+    "bias": conv_out["bias"][:out_channels],
+  }
   state.finish()
   return params
 
 
 def classifier_params(state, *, fields, attn_levels, facts):
-  """Parameters of our Classifier from an EncoderUNetModel with attention pooling (whose order is always the new one)."""
+  """Parameters of our Classifier from an EncoderUNetModel with attention pooling (whose order is
+  always the new one).
+  """
   params = _encoder(state, fields, attn_levels, facts)
   params["norm_out"] = _norm(state, "out.0")
   positions = state.take("out.2.positional_embedding")
   qkv = _qkv(state, "out.2.qkv_proj", facts, NEW)
-  params["pool"] = {"positions": positions.T[None], **qkv, "proj": _projection(state, "out.2.c_proj", qkv)}
+  params["pool"] = {
+    "positions": positions.T[None],
+    **qkv,
+    "proj": _projection(state, "out.2.c_proj", qkv),
+  }
   state.finish()
   return params
 

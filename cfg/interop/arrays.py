@@ -1,4 +1,6 @@
-"""What the readers of other people's networks share: an .npz read without pickle, and the check of names and shapes."""
+"""What the readers of other people's networks share: an .npz read without pickle, and the check of
+names and shapes.
+"""
 
 import numpy as np
 
@@ -17,7 +19,10 @@ def read_npz(path):
   except OSError as e:
     raise UserError(f"cannot read {str(path)!r}: {e.strerror or e}.") from e
   except ValueError as e:
-    raise UserError(f"cannot take arrays from {str(path)!r}: {e}. It must be an .npz of the arrays of a state dict.") from e
+    raise UserError(
+      f"cannot take arrays from {str(path)!r}: {e}. It must be an .npz of the arrays of a state "
+      f"dict."
+    ) from e
 
 
 def some(names):
@@ -26,7 +31,9 @@ def some(names):
 
 
 def check(arrays, shapes, *, optional=()):
-  """Raise UserError unless there are arrays of just these names and shapes, of numbers; those of `optional` may be missing."""
+  """Raise UserError unless there are arrays of just these names and shapes, of numbers; those of
+  `optional` may be missing.
+  """
   if missing := shapes.keys() - arrays.keys() - set(optional):
     raise UserError(f"it lacks {len(missing)} of its {len(shapes)} arrays: {some(missing)}.")
   if extra := arrays.keys() - shapes.keys():

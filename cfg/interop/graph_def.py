@@ -1,4 +1,5 @@
-"""The constants and attributes of a frozen TensorFlow graph (a GraphDef in a .pb file), read without TensorFlow.
+"""The constants and attributes of a frozen TensorFlow graph (a GraphDef in a .pb file), read
+without TensorFlow.
 
 Only the fields that are needed are declared, with the numbers of TensorFlow's
 graph.proto, node_def.proto, attr_value.proto, tensor.proto and
@@ -19,10 +20,16 @@ MESSAGES = {
   "GraphDef": {"node": (1, "NodeDef", True)},
   "NodeDef": {"name": (1, "string", False), "op": (2, "string", False), "attr": (5, "Attr", True)},
   "Attr": {"key": (1, "string", False), "value": (2, "AttrValue", False)},
-  "AttrValue": {"f": (4, "float", False), "b": (5, "bool", False), "tensor": (8, "TensorProto", False)},
+  "AttrValue": {
+    "f": (4, "float", False),
+    "b": (5, "bool", False),
+    "tensor": (8, "TensorProto", False),
+  },
   "TensorProto": {
-    "dtype": (1, "int32", False), "tensor_shape": (2, "Shape", False),
-    "tensor_content": (4, "bytes", False), "float_val": (5, "float", True),
+    "dtype": (1, "int32", False),
+    "tensor_shape": (2, "Shape", False),
+    "tensor_content": (4, "bytes", False),
+    "float_val": (5, "float", True),
   },
   "Shape": {"dim": (2, "Dim", True)},
   "Dim": {"size": (1, "int64", False)},
@@ -34,7 +41,9 @@ DT_FLOAT = 1
 def message_class(name):
   """The protobuf class of one of MESSAGES."""
   kinds = descriptor_pb2.FieldDescriptorProto
-  file = descriptor_pb2.FileDescriptorProto(name="cfg/graph_def.proto", package=PACKAGE, syntax="proto3")
+  file = descriptor_pb2.FileDescriptorProto(
+    name="cfg/graph_def.proto", package=PACKAGE, syntax="proto3"
+  )
   for message_name, fields in MESSAGES.items():
     declared = file.message_type.add(name=message_name)
     for field, (number, kind, repeated) in fields.items():
@@ -77,7 +86,10 @@ def constant(nodes, name, *, shape):
   tensor = attributes["value"].tensor
   found = tuple(dim.size for dim in tensor.tensor_shape.dim)
   if tensor.dtype != DT_FLOAT or found != shape:
-    raise UserError(f"its constant {name} is not float32 of shape {shape} (but type {tensor.dtype}, shape {found}).")
+    raise UserError(
+      f"its constant {name} is not float32 of shape {shape} (but type {tensor.dtype}, shape "
+      f"{found})."
+    )
   if tensor.tensor_content:
     values = np.frombuffer(tensor.tensor_content[: len(tensor.tensor_content) // 4 * 4], "<f4")
   else:

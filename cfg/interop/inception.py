@@ -35,10 +35,12 @@ TIMEOUT_S = 30
 
 
 def read(path):
-  """(params, info) of a file of the Inception network of 2015-12-05: the parameters of models.inception and where they are from.
+  """(params, info) of a file of the Inception network of 2015-12-05: the parameters of
+  models.inception and where they are from.
 
-  `info` has "format", "file", "weights_sha256" (trees.tree_hash) and "complete". An .npz or .safetensors file may
-  lack the last blocks, and is then not complete; models.inception.available says what it is enough for.
+  `info` has "format", "file", "weights_sha256" (trees.tree_hash) and "complete". An .npz or
+  .safetensors file may lack the last blocks, and is then not complete; models.inception.available
+  says what it is enough for.
 
   Raises:
     UserError: not such a file, damaged, of another network, or not enough for any output.
@@ -48,15 +50,28 @@ def read(path):
   try:
     flat = load(path)
   except UserError as e:
-    raise UserError(f"{str(path)!r}, read as {kind}, is not the Inception network of 2015-12-05: {e}") from e
+    raise UserError(
+      f"{str(path)!r}, read as {kind}, is not the Inception network of 2015-12-05: {e}"
+    ) from e
   if strange := [name for name, a in flat.items() if not np.isfinite(a).all()]:
-    raise UserError(f"{str(path)!r}, read as {kind}, is damaged: {arrays_lib.some(strange)} has numbers that are not finite.")
+    raise UserError(
+      f"{str(path)!r}, read as {kind}, is damaged: {arrays_lib.some(strange)} has numbers that are "
+      f"not finite."
+    )
   params = trees.unflatten(flat)
   if not inception.available(params):
     missing = [name for name in inception.needed("spatial") if name not in flat]
-    raise UserError(f"{str(path)!r}, read as {kind}, has too little of the Inception network for any output: it lacks {arrays_lib.some(missing)}.")
+    raise UserError(
+      f"{str(path)!r}, read as {kind}, has too little of the Inception network for any output: it "
+      f"lacks {arrays_lib.some(missing)}."
+    )
   complete = flat.keys() == inception.layout().keys()
-  return params, {"format": kind, "file": path.name, "weights_sha256": trees.tree_hash(params), "complete": complete}
+  return params, {
+    "format": kind,
+    "file": path.name,
+    "weights_sha256": trees.tree_hash(params),
+    "complete": complete,
+  }
 
 
 def write(path, params):
@@ -74,14 +89,19 @@ def _reader(path):
   if start[8:] == b"{":  # after the length of its header
     return "safetensors", _read_safetensors
   if start.startswith(b"PK"):
-    return ("folded arrays", formats.read_folded) if _has_arrays(path) else ("PyTorch", formats.read_torch)
+    return (
+      ("folded arrays", formats.read_folded)
+      if _has_arrays(path)
+      else ("PyTorch", formats.read_torch)
+    )
   if start.startswith(b"\x80"):  # a pickle, as before PyTorch 1.6
     return "PyTorch", formats.read_torch
   if start.startswith(b"\x0a"):  # the first field, its nodes
     return "frozen graph", formats.read_graph
   unpack = " Unpack classify_image_graph_def.pb from it." if start.startswith(b"\x1f\x8b") else ""
   raise UserError(
-    f"{str(path)!r} is no file of Inception weights: it is neither a frozen TensorFlow graph (.pb), nor of PyTorch (.pth), .npz or .safetensors.{unpack}"
+    f"{str(path)!r} is no file of Inception weights: it is neither a frozen TensorFlow graph "
+    f"(.pb), nor of PyTorch (.pth), .npz or .safetensors.{unpack}"
   )
 
 
@@ -97,7 +117,11 @@ def _read_safetensors(path):
   try:
     with safetensors.safe_open(path, framework="np") as file:
       about = file.metadata() or {}
-      arrays = {name: file.get_tensor(name) for name in file.keys()} if about.get("format") == FORMAT else {}
+      arrays = (
+        {name: file.get_tensor(name) for name in file.keys()}
+        if about.get("format") == FORMAT
+        else {}
+      )
   except (OSError, safetensors.SafetensorError, ValueError, TypeError) as e:
     raise UserError(f"it is damaged ({e}).") from e
   if about.get("format") != FORMAT:
@@ -116,29 +140,44 @@ def download(path):
   """
   digest = hashlib.sha256()
   try:
-    with urllib.request.urlopen(URL, timeout=TIMEOUT_S) as source, files.replacing(path) as temporary, temporary.open("wb") as out:
+    with (
+      urllib.request.urlopen(URL, timeout=TIMEOUT_S) as source,
+      files.replacing(path) as temporary,
+      temporary.open("wb") as out,
+    ):
       with logs.Progress("download", total=BYTES, unit="bytes") as progress:
         while block := source.read(2**20):
           out.write(block)
           digest.update(block)
           progress.update(out.tell())
       if digest.hexdigest() != SHA256:
-        raise UserError(f"what {URL} gave is not the file of old: its SHA-256 is {digest.hexdigest()}, not {SHA256}. Nothing was kept.")
+        raise UserError(
+          f"what {URL} gave is not the file of old: its SHA-256 is {digest.hexdigest()}, not "
+          f"{SHA256}. Nothing was kept."
+        )
   except (OSError, http.client.HTTPException) as e:
     raise UserError(
-      f"cannot download {URL}: {getattr(e, 'reason', e)}. Where there is no network, bring that file, or "
-      "classify_image_graph_def.pb of inception-2015-12-05.tgz, from elsewhere and give it with --source=FILE."
+      f"cannot download {URL}: {getattr(e, 'reason', e)}. Where there is no network, bring that "
+      f"file, or "
+      "classify_image_graph_def.pb of inception-2015-12-05.tgz, from elsewhere and give it with "
+      "--source=FILE."
     ) from e
 
 
 def main(argv=None):
   """The command line."""
   parser = argparse.ArgumentParser(
-    prog="python -m cfg.interop.inception", description="Write the weights of FID's Inception network in our own format: of the file --source, or of "
+    prog="python -m cfg.interop.inception",
+    description="Write the weights of FID's Inception network in our own format: of the file "
+    "--source, or of "
     f"{URL} ({BYTES / 1e6:.0f} MB, SHA-256 {SHA256}).",
   )
   parser.add_argument("out", help="the .safetensors file to write")
-  parser.add_argument("--source", help="classify_image_graph_def.pb of inception-2015-12-05.tgz, that .pth, or an .npz of folded arrays")
+  parser.add_argument(
+    "--source",
+    help="classify_image_graph_def.pb of inception-2015-12-05.tgz, that .pth, or an .npz of folded "
+    "arrays",
+  )
   options = parser.parse_args(argv)
   if not pathlib.Path(options.out).parent.is_dir():
     raise UserError(f"cannot write {options.out!r}: its folder is not there. Make it first.")
@@ -148,8 +187,14 @@ def main(argv=None):
       download(source)
     params, info = read(source)
   write(options.out, params)
-  whole = "complete" if info["complete"] else f"not complete: enough for {', '.join(inception.available(params))}"
-  log.info("%s: the weights %s of %s, %s", options.out, info["weights_sha256"][:8], info["file"], whole)
+  whole = (
+    "complete"
+    if info["complete"]
+    else f"not complete: enough for {', '.join(inception.available(params))}"
+  )
+  log.info(
+    "%s: the weights %s of %s, %s", options.out, info["weights_sha256"][:8], info["file"], whole
+  )
 
 
 if __name__ == "__main__":

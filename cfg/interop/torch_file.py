@@ -1,4 +1,5 @@
-"""Reads the tensors of a .pt or .pth file, in the zip or the legacy format, without PyTorch and without unpickling.
+"""Reads the tensors of a .pt or .pth file, in the zip or the legacy format, without PyTorch and
+without unpickling.
 
 The formats are those of torch.save: a zip whose data.pkl refers to raw storages
 data/<key> (since PyTorch 1.6), or a row of pickles followed by the storages.
@@ -25,9 +26,16 @@ LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
 
 DTYPES = {
-  "FloatStorage": np.float32, "DoubleStorage": np.float64, "HalfStorage": np.float16,
-  "BFloat16Storage": ml_dtypes.bfloat16, "ByteStorage": np.uint8, "CharStorage": np.int8,
-  "ShortStorage": np.int16, "IntStorage": np.int32, "LongStorage": np.int64, "BoolStorage": np.bool_,
+  "FloatStorage": np.float32,
+  "DoubleStorage": np.float64,
+  "HalfStorage": np.float16,
+  "BFloat16Storage": ml_dtypes.bfloat16,
+  "ByteStorage": np.uint8,
+  "CharStorage": np.int8,
+  "ShortStorage": np.int16,
+  "IntStorage": np.int32,
+  "LongStorage": np.int64,
+  "BoolStorage": np.bool_,
 }
 
 
@@ -60,12 +68,21 @@ class Tensor:
     if not whole or len(self.shape) != len(self.strides) or len(self.shape) > 16:
       raise pickles.Refused(f"it has a tensor of shape {self.shape} and strides {self.strides}")
     size = math.prod(self.shape)
-    last = self.offset + sum((n - 1) * s for n, s in zip(self.shape, self.strides)) if size else self.offset
+    last = (
+      self.offset + sum((n - 1) * s for n, s in zip(self.shape, self.strides))
+      if size
+      else self.offset
+    )
     if size > self.storage.size or last >= max(self.storage.size, 1):
-      raise pickles.Refused(f"a tensor of shape {self.shape} reaches outside its storage of {self.storage.size} numbers")
+      raise pickles.Refused(
+        f"a tensor of shape {self.shape} reaches outside its storage of {self.storage.size} numbers"
+      )
     item = self.storage.data.itemsize
     return np.lib.stride_tricks.as_strided(
-      self.storage.data[self.offset :], self.shape, [s * item for s in self.strides], writeable=False
+      self.storage.data[self.offset :],
+      self.shape,
+      [s * item for s in self.strides],
+      writeable=False,
     )
 
 
@@ -86,7 +103,9 @@ GLOBALS |= {("torch", name): name for name in DTYPES}
 
 
 class _Storages:
-  """The storages that a pickle refers to, by key; each is counted against the limits when it is named."""
+  """The storages that a pickle refers to, by key; each is counted against the limits when it is
+  named.
+  """
 
   def __init__(self, *, max_bytes):
     self.by_key, self._bytes_left = {}, max_bytes
@@ -95,7 +114,9 @@ class _Storages:
     if not isinstance(reference, tuple) or len(reference) < 5 or reference[0] != "storage":
       raise pickles.Refused("it refers to something that is not a storage")
     kind, key, size = getattr(reference[1], "function", None), reference[2], reference[4]
-    if not isinstance(kind, str) or not isinstance(key, str) or not isinstance(size, int) or size < 0:
+    if (
+      not isinstance(kind, str) or not isinstance(key, str) or not isinstance(size, int) or size < 0
+    ):
       raise pickles.Refused("it refers to a storage of an unknown kind")
     if len(reference) > 5 and reference[5] is not None:
       raise pickles.Refused("it has a view of a storage, as only very old files do")
@@ -112,7 +133,8 @@ class _Storages:
 
 
 def read(path, *, max_bytes=MAX_BYTES):
-  """{"layer.weight": array} of a .pt or .pth file; dicts inside dicts are joined by dots, all else is left out.
+  """{"layer.weight": array} of a .pt or .pth file; dicts inside dicts are joined by dots, all else
+  is left out.
 
   Raises:
     UserError: not such a file, damaged, too large, or asking for anything but tensors.
@@ -125,9 +147,17 @@ def read(path, *, max_bytes=MAX_BYTES):
       return {name: tensor.array() for name, tensor in pickles.find_arrays(tree, Tensor).items()}
   except OSError as e:
     raise UserError(f"cannot read {str(path)!r}: {e.strerror or e}.") from e
-  except (pickles.Refused, zipfile.BadZipFile, struct.error, ValueError, NotImplementedError, RuntimeError) as e:
+  except (
+    pickles.Refused,
+    zipfile.BadZipFile,
+    struct.error,
+    ValueError,
+    NotImplementedError,
+    RuntimeError,
+  ) as e:
     raise UserError(
-      f"cannot take tensors from {str(path)!r}: {e}. It must be what torch.save makes of a state dict; it is read "
+      f"cannot take tensors from {str(path)!r}: {e}. It must be what torch.save makes of a state "
+      f"dict; it is read "
       "without being executed, so a file of other Python objects has to be saved again as one."
     ) from e
 
@@ -137,7 +167,9 @@ def _read_zip(path, max_bytes):
     entries = {}
     for info in archive.infolist():
       if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
-        raise pickles.Refused(f"its part {info.filename} is compressed or encrypted, which torch.save never does")
+        raise pickles.Refused(
+          f"its part {info.filename} is compressed or encrypted, which torch.save never does"
+        )
       entries[info.filename.partition("/")[2]] = info
     if "data.pkl" not in entries:
       raise pickles.Refused("the zip has no data.pkl (a TorchScript or other archive?)")
@@ -146,12 +178,16 @@ def _read_zip(path, max_bytes):
     if entries["data.pkl"].file_size > MAX_PICKLE_BYTES:
       raise pickles.Refused("its data.pkl is too large")
     storages = _Storages(max_bytes=max_bytes)
-    tree = pickles.load(io.BytesIO(archive.read(entries["data.pkl"])), globals_=GLOBALS, persistent_load=storages)
+    tree = pickles.load(
+      io.BytesIO(archive.read(entries["data.pkl"])), globals_=GLOBALS, persistent_load=storages
+    )
     for key, storage in storages.by_key.items():
       info = entries.get(f"data/{key}")
       if info is None or info.file_size != storage.size * storage.dtype.itemsize:
         raise pickles.Refused(f"storage {key} is missing or not as long as it should be")
-      storage.data = np.frombuffer(archive.read(info), storage.dtype)  # the zip's CRC is checked here
+      storage.data = np.frombuffer(
+        archive.read(info), storage.dtype
+      )  # the zip's CRC is checked here
   return tree
 
 

@@ -61,8 +61,10 @@ def _opened(path):
       about = file.metadata() or {}
       if about.get("format") != FORMAT:
         raise UserError(
-          f"{str(path)!r} is a safetensors file of something else: its metadata has format {about.get('format')!r}, "
-          f"not {FORMAT!r}. Files of this project are made by --mode=export and python -m cfg.interop.adm."
+          f"{str(path)!r} is a safetensors file of something else: its metadata has format "
+          f"{about.get('format')!r}, "
+          f"not {FORMAT!r}. Files of this project are made by --mode=export and python -m "
+          f"cfg.interop.adm."
         )
       meta = json.loads(about["meta"])
       missing = [name for name in NEEDED if name not in meta]
@@ -70,4 +72,6 @@ def _opened(path):
         raise UserError(f"the weights file {str(path)!r} does not tell its {', '.join(missing)}.")
       yield file, meta
   except (OSError, safetensors.SafetensorError, KeyError, ValueError) as e:
-    raise UserError(f"cannot read weights from {str(path)!r} ({e}): the file is missing or damaged.") from e
+    raise UserError(
+      f"cannot read weights from {str(path)!r} ({e}): the file is missing or damaged."
+    ) from e

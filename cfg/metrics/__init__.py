@@ -1,1 +1,3 @@
-"""Numbers from features: streaming statistics, FID, IS, precision, recall, KID, and reference files. numpy alone."""
+"""Numbers from features: streaming statistics, FID, IS, precision, recall, KID, and reference
+files. numpy alone.
+"""

@@ -1,8 +1,10 @@
-"""Reference statistics: what real images gave in a network's outputs, with what made them; ours, ADM's and EDM's files.
+"""Reference statistics: what real images gave in a network's outputs, with what made them; ours,
+ADM's and EDM's files.
 
-Ours is an .npz of "about" (JSON), "<output>/mean", "<output>/cov", "<output>/count", "<output>/prob_sum", "<output>/plogp_sum"
-and "features". ADM's and EDM's hold mu and sigma of pool_3, ADM's also mu_s and sigma_s of the spatial features, and the
-images behind precision and recall, arr_0.
+Ours is an .npz of "about" (JSON), "<output>/mean", "<output>/cov", "<output>/count",
+"<output>/prob_sum", "<output>/plogp_sum" and "features". ADM's and EDM's hold mu and sigma of
+pool_3, ADM's also mu_s and sigma_s of the spatial features, and the images behind precision and
+recall, arr_0.
 """
 
 import dataclasses
@@ -27,7 +29,8 @@ class Reference:
   """What is known of real images in a network's outputs.
 
   Attributes:
-    about: facts, JSON-able; "extractor_sha256", "num_images", "images_sha256" and "correct" where they are known.
+    about: facts, JSON-able; "extractor_sha256", "num_images", "images_sha256" and "correct" where
+      they are known.
     gaussians: {output: statistics.Gaussian or Moments}.
     features: [M,D] of the output behind precision and recall, or None.
     images: uint8 [M,H,W,3] to take features of, or None.
@@ -47,8 +50,14 @@ def of(measured, *, about, sha256):
   """The Reference of statistics.SampleStatistics: KEPT of the features, evenly spaced."""
   features = np.concatenate(measured.features) if measured.features else None
   if features is not None:
-    features = features[np.linspace(0, len(features) - 1, min(KEPT, len(features))).round().astype(int)]
-  about = {**about, "num_images": measured.count, **({} if measured.correct is None else {"correct": measured.correct})}
+    features = features[
+      np.linspace(0, len(features) - 1, min(KEPT, len(features))).round().astype(int)
+    ]
+  about = {
+    **about,
+    "num_images": measured.count,
+    **({} if measured.correct is None else {"correct": measured.correct}),
+  }
   return Reference(about, measured.gaussians, features, None, sha256, measured.entropies)
 
 
@@ -56,9 +65,16 @@ def write(path, found):
   """Write a Reference of our own measuring to our file; equal content makes an equal file."""
   arrays = {"about": np.asarray(json.dumps({"format": FORMAT, **found.about}, sort_keys=True))}
   for output, gaussian in found.gaussians.items():
-    arrays |= {f"{output}/mean": gaussian.mean, f"{output}/cov": gaussian.cov, f"{output}/count": np.asarray(gaussian.count)}
+    arrays |= {
+      f"{output}/mean": gaussian.mean,
+      f"{output}/cov": gaussian.cov,
+      f"{output}/count": np.asarray(gaussian.count),
+    }
   for output, entropy in found.entropies.items():
-    arrays |= {f"{output}/prob_sum": entropy.prob_sum, f"{output}/plogp_sum": np.asarray(entropy.plogp_sum)}
+    arrays |= {
+      f"{output}/prob_sum": entropy.prob_sum,
+      f"{output}/plogp_sum": np.asarray(entropy.plogp_sum),
+    }
   features = np.zeros((0, 1)) if found.features is None else found.features
   files.write_npz(pathlib.Path(path), {**arrays, "features": np.asarray(features, np.float32)})
 
@@ -81,23 +97,39 @@ def read(path, *, dims=None):
       about, gaussians, features, entropies = _ours(arrays)
     else:
       about = {"format": "published statistics", "name": path.name}
-      gaussians = {space: statistics.Moments(arrays[mean], arrays[cov]) for space, (mean, cov) in OTHERS.items() if mean in arrays and cov in arrays}
+      gaussians = {
+        space: statistics.Moments(arrays[mean], arrays[cov])
+        for space, (mean, cov) in OTHERS.items()
+        if mean in arrays and cov in arrays
+      }
       features = None
     images = arrays.get("arr_0")
   except OSError as e:
     raise UserError(f"cannot read the reference {str(path)!r}: {e.strerror or e}.") from e
   except (ValueError, KeyError, TypeError) as e:
-    raise UserError(f"the reference {str(path)!r} cannot be used ({e}): make it again, or get it again.") from e
+    raise UserError(
+      f"the reference {str(path)!r} cannot be used ({e}): make it again, or get it again."
+    ) from e
   if not gaussians:
     raise UserError(
-      f"the reference {str(path)!r} has {', '.join(arrays) or 'nothing'}: it must be a file of --make_reference, or have mu and sigma as ADM's and EDM's."
+      f"the reference {str(path)!r} has {', '.join(arrays) or 'nothing'}: it must be a file of "
+      f"--make_reference, or have mu and sigma as ADM's and EDM's."
     )
   for space, stats in gaussians.items():
     dim = (dims or {}).get(space, stats.mean.size)
-    if stats.mean.shape != (dim,) or stats.cov.shape != (dim, dim) or not np.isfinite(stats.cov).all():
-      raise UserError(f"the reference {str(path)!r} has a mean of {list(stats.mean.shape)} and a covariance of {list(stats.cov.shape)} in {space}, which has {dim} features.")
+    if (
+      stats.mean.shape != (dim,)
+      or stats.cov.shape != (dim, dim)
+      or not np.isfinite(stats.cov).all()
+    ):
+      raise UserError(
+        f"the reference {str(path)!r} has a mean of {list(stats.mean.shape)} and a covariance of "
+        f"{list(stats.cov.shape)} in {space}, which has {dim} features."
+      )
   with path.open("rb") as file:
-    return Reference(about, gaussians, features, images, hashlib.file_digest(file, "sha256").hexdigest(), entropies)
+    return Reference(
+      about, gaussians, features, images, hashlib.file_digest(file, "sha256").hexdigest(), entropies
+    )
 
 
 def _ours(arrays):
@@ -108,9 +140,14 @@ def _ours(arrays):
   gaussians = {}
   for space in spaces:
     count = int(arrays[f"{space}/count"])
-    gaussians[space] = statistics.Gaussian(count, arrays[f"{space}/mean"], arrays[f"{space}/cov"] * (count - 1))
+    gaussians[space] = statistics.Gaussian(
+      count, arrays[f"{space}/mean"], arrays[f"{space}/cov"] * (count - 1)
+    )
   entropies = {
-    name.removesuffix("/prob_sum"): statistics.ClassEntropy(about["num_images"], sums, float(arrays[name.replace("/prob_sum", "/plogp_sum")]))
-    for name, sums in arrays.items() if name.endswith("/prob_sum")
+    name.removesuffix("/prob_sum"): statistics.ClassEntropy(
+      about["num_images"], sums, float(arrays[name.replace("/prob_sum", "/plogp_sum")])
+    )
+    for name, sums in arrays.items()
+    if name.endswith("/prob_sum")
   }
   return about, gaussians, arrays["features"] if len(arrays["features"]) else None, entropies

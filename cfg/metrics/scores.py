@@ -6,17 +6,20 @@ import numpy as np
 
 
 def frechet_distance(a, b, *, allow_few=False):
-  """|m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a^(1/2) C_b C_a^(1/2))^(1/2)) (Heusel et al. 2017, arXiv 1706.08500).
+  """|m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a^(1/2) C_b C_a^(1/2))^(1/2)) (Heusel et al. 2017, arXiv
+  1706.08500).
 
   The square roots are taken by symmetric eigen-decomposition in float64, with
   eigenvalues below zero (rounding) cut to zero. That of b, the reference, is kept in b.
 
   Args:
-    a, b: statistics.Gaussian, or statistics.Moments. Each count, where it is known, must exceed the feature dimension,
+    a, b: statistics.Gaussian, or statistics.Moments. Each count, where it is known, must exceed the
+      feature dimension,
     allow_few: or need not.
 
   Raises:
-    ValueError: fewer samples than that: the covariance would be singular and the number biased at will.
+    ValueError: fewer samples than that: the covariance would be singular and the number biased at
+      will.
   """
   for stats in (a, b):
     if not allow_few and stats.count is not None and stats.count <= stats.mean.size:
@@ -31,13 +34,16 @@ def frechet_distance(a, b, *, allow_few=False):
 
 
 def frechet_extrapolated(blocks, reference):
-  """The Fréchet distance to `reference` at infinitely many samples: the line through distances against 1/N, at 1/N = 0.
+  """The Fréchet distance to `reference` at infinitely many samples: the line through distances
+  against 1/N, at 1/N = 0.
 
-  To first order the bias is proportional to 1/N (Chong & Forsyth 2020, arXiv 1911.07023, who draw random subsets; here the
-  subsets are disjoint runs of 1, 2, ... of the blocks, weighted by how many there are of a length). The reference's own bias stays.
+  To first order the bias is proportional to 1/N (Chong & Forsyth 2020, arXiv 1911.07023, who draw
+  random subsets; here the subsets are disjoint runs of 1, 2, ... of the blocks, weighted by how
+  many there are of a length). The reference's own bias stays.
 
   Args:
-    blocks: statistics.Gaussian of equal, disjoint sets, at least 2, each larger than the feature dimension.
+    blocks: statistics.Gaussian of equal, disjoint sets, at least 2, each larger than the feature
+      dimension.
     reference: statistics.Gaussian.
   """
   if len(blocks) < 2:
@@ -53,7 +59,8 @@ def frechet_extrapolated(blocks, reference):
 
 
 def inception_score(classes):
-  """exp( mean_i KL(p(y|x_i) || p(y)) ), p(y) the mean over the samples (Salimans et al. 2016, arXiv 1606.03498).
+  """exp( mean_i KL(p(y|x_i) || p(y)) ), p(y) the mean over the samples (Salimans et al. 2016, arXiv
+  1606.03498).
 
   One pass over all samples, no splits. Between 1 and the number of classes.
 
@@ -72,9 +79,11 @@ def standard_error(values):
 
 
 def jackknife_error(values):
-  """sqrt((k - 1) / k sum_i (v_i - mean)^2): the standard error of a number of all samples, from what it is without each of k blocks (Efron & Stein 1981).
+  """sqrt((k - 1) / k sum_i (v_i - mean)^2): the standard error of a number of all samples, from
+  what it is without each of k blocks (Efron & Stein 1981).
 
-  Each value is of nearly all samples, so that it exists where blocks alone are too small for a covariance.
+  Each value is of nearly all samples, so that it exists where blocks alone are too small for a
+  covariance.
   """
   values = np.asarray(values, np.float64)
   return float(np.sqrt((len(values) - 1) / len(values) * ((values - values.mean()) ** 2).sum()))

@@ -66,7 +66,9 @@ class Moments:
 
 
 def symmetric_sqrt(matrix):
-  """The root of a symmetric matrix by its eigen-decomposition; eigenvalues below zero (rounding) are cut to zero."""
+  """The root of a symmetric matrix by its eigen-decomposition; eigenvalues below zero (rounding)
+  are cut to zero.
+  """
   values, vectors = np.linalg.eigh(matrix)
   return (vectors * np.sqrt(np.clip(values, 0, None))) @ vectors.T
 
@@ -106,19 +108,26 @@ def softmax(logits):
 
 @dataclasses.dataclass
 class SampleStatistics:
-  """What the metrics need of a set of images in the spaces of an extractor.Extractor, in one streaming object."""
+  """What the metrics need of a set of images in the spaces of an extractor.Extractor, in one
+  streaming object.
+  """
 
   count: int
   gaussians: dict  # {output: Gaussian}, of those with a Fréchet distance
   entropies: dict  # {output: ClassEntropy}, of those with an Inception Score
   features: list  # of arrays [n,D] of the output behind precision, recall and KID, in order
-  correct: int | None  # images that are of their label's class; None without labels or without such an output
+  correct: (
+    int | None
+  )  # images that are of their label's class; None without labels or without such an output
 
   @classmethod
   def empty(cls, extractor):
     dims = extractor.dims
     return cls(
-      0, {name: Gaussian.empty(dims[name]) for name in extractor.frechet}, {name: ClassEntropy.empty(dims[name]) for name in extractor.scores}, [],
+      0,
+      {name: Gaussian.empty(dims[name]) for name in extractor.frechet},
+      {name: ClassEntropy.empty(dims[name]) for name in extractor.scores},
+      [],
       None if extractor.classes is None else 0,
     )
 
@@ -132,14 +141,19 @@ class SampleStatistics:
       {name: Gaussian.of(outputs[name]) for name in extractor.frechet},
       {name: ClassEntropy.of(softmax(outputs[name])) for name in extractor.scores},
       [] if space is None else [np.asarray(outputs[space], np.float32)],
-      int(np.sum(np.argmax(outputs[extractor.classes], axis=1) == np.asarray(labels))) if known else None,
+      int(np.sum(np.argmax(outputs[extractor.classes], axis=1) == np.asarray(labels)))
+      if known
+      else None,
     )
 
   def merge(self, other):
     """The statistics of both sets together."""
     together = lambda a, b: {name: a[name].merge(b[name]) for name in a}
     return SampleStatistics(
-      self.count + other.count, together(self.gaussians, other.gaussians), together(self.entropies, other.entropies), self.features + other.features,
+      self.count + other.count,
+      together(self.gaussians, other.gaussians),
+      together(self.entropies, other.entropies),
+      self.features + other.features,
       None if self.correct is None or other.correct is None else self.correct + other.correct,
     )
 
@@ -150,7 +164,8 @@ def merge(parts):
 
 
 class Accumulator:
-  """Adds an extractor's outputs, as they come, to the statistics of blocks; the sums do not depend on how the rows came.
+  """Adds an extractor's outputs, as they come, to the statistics of blocks; the sums do not depend
+  on how the rows came.
 
   Args:
     extractor: an extractor.Extractor.
@@ -175,7 +190,9 @@ class Accumulator:
         self._sum()
 
   def _sum(self):
-    outputs = {name: np.concatenate([some[name] for some in self._waiting]) for name in self._waiting[0]}
+    outputs = {
+      name: np.concatenate([some[name] for some in self._waiting]) for name in self._waiting[0]
+    }
     block_of = self._block_of[self._done : self.count]
     for block in np.unique(block_of):
       mine = {name: a[block_of == block] for name, a in outputs.items()}

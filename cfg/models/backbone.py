@@ -32,7 +32,8 @@ class Backbone(nn.Module, kw_only=True):
     discrete_schedule: None for the paper's continuous time; "cosine" or "linear" for networks
       that were trained on the 1,000 steps of that schedule (see schedules.discrete_logsnr).
     remat: recompute each block in the backward pass instead of keeping it.
-    dtype: of activations, float32 or bfloat16; parameters, normalisation and the output are float32.
+    dtype: of activations, float32 or bfloat16; parameters, normalisation and the output are
+      float32.
   """
 
   ch: int
@@ -57,14 +58,22 @@ class Backbone(nn.Module, kw_only=True):
 
   def norm(self, name):
     """A GroupNorm of this network."""
-    return nn.GroupNorm(self.norm_groups, epsilon=self.norm_eps, dtype=jnp.dtype(self.dtype), name=name)
+    return nn.GroupNorm(
+      self.norm_groups, epsilon=self.norm_eps, dtype=jnp.dtype(self.dtype), name=name
+    )
 
   def res(self, h, emb, level, deterministic, name, resample=None):
     """A residual block at the width of `level`."""
     block = nn.remat(layers.ResBlock, static_argnums=(3,)) if self.remat else layers.ResBlock
     return block(
-      out_ch=self.width(level), dropout=self.dropout, norm_groups=self.norm_groups, norm_eps=self.norm_eps,
-      scale_shift=self.scale_shift, resample=resample, dtype=jnp.dtype(self.dtype), name=name,
+      out_ch=self.width(level),
+      dropout=self.dropout,
+      norm_groups=self.norm_groups,
+      norm_eps=self.norm_eps,
+      scale_shift=self.scale_shift,
+      resample=resample,
+      dtype=jnp.dtype(self.dtype),
+      name=name,
     )(h, emb, deterministic)
 
   def attend(self, h, name):
@@ -72,7 +81,11 @@ class Backbone(nn.Module, kw_only=True):
     block = nn.remat(layers.AttentionBlock) if self.remat else layers.AttentionBlock
     heads = self.num_heads or h.shape[-1] // self.head_dim
     return block(
-      num_heads=heads, norm_groups=self.norm_groups, norm_eps=self.norm_eps, dtype=jnp.dtype(self.dtype), name=name
+      num_heads=heads,
+      norm_groups=self.norm_groups,
+      norm_eps=self.norm_eps,
+      dtype=jnp.dtype(self.dtype),
+      name=name,
     )(h)
 
   def res_attend(self, h, emb, level, deterministic, name):
@@ -90,8 +103,12 @@ class Backbone(nn.Module, kw_only=True):
   def conditioning(self, logsnr, y, class_rows):
     """[B, emb_ch] from the level and the label."""
     return layers.Conditioning(
-      ch=self.ch, emb_ch=self.emb_ch, class_rows=class_rows, discrete_schedule=self.discrete_schedule,
-      dtype=jnp.dtype(self.dtype), name="cond",
+      ch=self.ch,
+      emb_ch=self.emb_ch,
+      class_rows=class_rows,
+      discrete_schedule=self.discrete_schedule,
+      dtype=jnp.dtype(self.dtype),
+      name="cond",
     )(logsnr, y)
 
   def encode(self, z, emb, deterministic):
@@ -114,9 +131,13 @@ class Backbone(nn.Module, kw_only=True):
 
 
 def check_shapes(z, logsnr, y, *, levels):
-  """Raise ValueError unless z is [B,H,W,C] with H and W divisible by 2^(levels-1), and logsnr, y are [B]."""
+  """Raise ValueError unless z is [B,H,W,C] with H and W divisible by 2^(levels-1), and logsnr, y
+  are [B].
+  """
   factor = 2 ** (levels - 1)
   if len(z) != 4 or z[1] % factor or z[2] % factor:
-    raise ValueError(f"z must be [B,H,W,C] with H and W divisible by {factor} ({levels} levels), got {z}")
+    raise ValueError(
+      f"z must be [B,H,W,C] with H and W divisible by {factor} ({levels} levels), got {z}"
+    )
   if logsnr != z[:1] or y != z[:1]:
     raise ValueError(f"logsnr and y must be [{z[0]}], got {logsnr} and {y}")

@@ -1,4 +1,6 @@
-"""The residual networks of CIFAR-10 (He et al. 2015, arXiv 1512.03385, section 4.2): published classifiers, for inference only."""
+"""The residual networks of CIFAR-10 (He et al. 2015, arXiv 1512.03385, section 4.2): published
+classifiers, for inference only.
+"""
 
 import flax.linen as nn
 import jax
@@ -11,10 +13,12 @@ EPS = 1e-5  # PyTorch's, of batch normalisation
 
 
 class CifarResNet(nn.Module):
-  """Normalised images [B,32,32,3] to (features [B,64], logits [B,10]); features are the means over the last level.
+  """Normalised images [B,32,32,3] to (features [B,64], logits [B,10]); features are the means over
+  the last level.
 
   Attributes:
-    num_blocks: n, residual blocks of each level. 3, 5, 7, 9 and 18 make ResNet-20, 32, 44, 56 and 110.
+    num_blocks: n, residual blocks of each level. 3, 5, 7, 9 and 18 make ResNet-20, 32, 44, 56 and
+      110.
   """
 
   num_blocks: int
@@ -36,7 +40,9 @@ class CifarResNet(nn.Module):
 
 
 class Block(nn.Module):
-  """relu(shortcut(x) + norm2(conv2(relu(norm1(conv1(x)))))), the shortcut without parameters (the paper's option A)."""
+  """relu(shortcut(x) + norm2(conv2(relu(norm1(conv1(x)))))), the shortcut without parameters (the
+  paper's option A).
+  """
 
   width: int
   stride: int
@@ -49,8 +55,12 @@ class Block(nn.Module):
 
 
 def conv(width, stride=1, *, name):
-  """A 3x3 convolution, one zero on every side as PyTorch pads ("SAME" pads one side alone where the stride is 2)."""
-  return nn.Conv(width, (3, 3), (stride, stride), padding=((1, 1), (1, 1)), use_bias=False, name=name)
+  """A 3x3 convolution, one zero on every side as PyTorch pads ("SAME" pads one side alone where the
+  stride is 2).
+  """
+  return nn.Conv(
+    width, (3, 3), (stride, stride), padding=((1, 1), (1, 1)), use_bias=False, name=name
+  )
 
 
 def shortcut(x, *, width, stride):
@@ -60,7 +70,9 @@ def shortcut(x, *, width, stride):
 
 
 class BatchNorm(nn.Module):
-  """(x - mean) scale / sqrt(var + EPS) + bias, with the stored mean and variance as parameters like the others."""
+  """(x - mean) scale / sqrt(var + EPS) + bias, with the stored mean and variance as parameters like
+  the others.
+  """
 
   @nn.compact
   def __call__(self, x):

@@ -1,4 +1,5 @@
-"""The noise-conditional classifier of ADM: p(y | z_lambda), whose gradient guides (arXiv 2105.05233, section 4).
+"""The noise-conditional classifier of ADM: p(y | z_lambda), whose gradient guides (arXiv
+2105.05233, section 4).
 
 GD is openai/guided-diffusion (unet.py, EncoderUNetModel with pool "attention").
 """
@@ -11,9 +12,11 @@ from cfg.models.backbone import Backbone, check_shapes
 
 
 class AttentionPool(nn.Module):
-  """The output of one attention layer at the mean token: [B,H,W,C] -> [B,features] (GD AttentionPool2d, after CLIP).
+  """The output of one attention layer at the mean token: [B,H,W,C] -> [B,features] (GD
+  AttentionPool2d, after CLIP).
 
-  The H W positions and their mean, first, each plus a learned position; self-attention; the first token's projection.
+  The H W positions and their mean, first, each plus a learned position; self-attention; the first
+  token's projection.
   """
 
   features: int
@@ -34,7 +37,8 @@ class AttentionPool(nn.Module):
 
 
 class Classifier(Backbone, kw_only=True):
-  """logits [B, num_classes] f32 = Classifier(z, logsnr): a U-Net's way down, then attention pooling.
+  """logits [B, num_classes] f32 = Classifier(z, logsnr): a U-Net's way down, then attention
+  pooling.
 
   Attributes, beside Backbone's:
     num_classes: classes.

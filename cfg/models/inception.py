@@ -1,4 +1,5 @@
-"""The Inception network that FID and the Inception Score mean: TensorFlow's graph of 2015-12-05, for inference only.
+"""The Inception network that FID and the Inception Score mean: TensorFlow's graph of 2015-12-05,
+for inference only.
 
 Szegedy et al. 2015 (arXiv 1512.00567) as published in inception-2015-12-05.tgz.
 It differs from other Inceptions in three things: 1008 classes, average pools
@@ -37,7 +38,9 @@ OUTPUTS = {
   "mixed_8": Output(8, 1280),
   "pool_3": Output(10, 2048),  # FID
   "logits": Output(10, NUM_CLASSES),
-  "logits_no_bias": Output(10, NUM_CLASSES),  # what ADM's evaluator and torch-fidelity take the Inception Score of
+  "logits_no_bias": Output(
+    10, NUM_CLASSES
+  ),  # what ADM's evaluator and torch-fidelity take the Inception Score of
 }
 
 
@@ -68,8 +71,13 @@ halving_pool = functools.partial(max_pool, stride=2, padding="VALID")
 
 # None is a pool
 STEM = (
-  Layer(32, (3, 3), 2, "VALID"), Layer(32, (3, 3), 1, "VALID"), Layer(64, (3, 3)), None,
-  Layer(80), Layer(192, (3, 3), 1, "VALID"), None,
+  Layer(32, (3, 3), 2, "VALID"),
+  Layer(32, (3, 3), 1, "VALID"),
+  Layer(64, (3, 3)),
+  None,
+  Layer(80),
+  Layer(192, (3, 3), 1, "VALID"),
+  None,
 )
 
 
@@ -81,7 +89,13 @@ def _block_35(pool_width):
 def _block_17(width):
   across, down = (1, 7), (7, 1)
   short = Layer(width), Layer(width, across), Layer(192, down)
-  long = Layer(width), Layer(width, down), Layer(width, across), Layer(width, down), Layer(192, across)
+  long = (
+    Layer(width),
+    Layer(width, down),
+    Layer(width, across),
+    Layer(width, down),
+    Layer(192, across),
+  )
   return dict(conv=Layer(192), towers=(short, long), pool=average_pool, pool_conv=Layer(192))
 
 
@@ -113,7 +127,8 @@ BLOCKS = (
 
 
 class Inception(nn.Module):
-  """uint8 images [N,H,W,3] to {output: float32 [N, its dim]}; what is not asked for is not computed.
+  """uint8 images [N,H,W,3] to {output: float32 [N, its dim]}; what is not asked for is not
+  computed.
 
   Attributes:
     outputs: names of OUTPUTS.
@@ -123,11 +138,18 @@ class Inception(nn.Module):
 
   @nn.compact
   def __call__(self, pixels):
-    assert pixels.ndim == 4 and pixels.shape[-1] == 3 and pixels.dtype == jnp.uint8, (pixels.shape, pixels.dtype)
+    assert pixels.ndim == 4 and pixels.shape[-1] == 3 and pixels.dtype == jnp.uint8, (
+      pixels.shape,
+      pixels.dtype,
+    )
     x = (resize(pixels.astype(jnp.float32)) - 128) / 128
     convolutions = iter(range(len(STEM)))
     for layer in STEM:
-      x = halving_pool(x) if layer is None else conv(x, layer, name=numbered("conv", next(convolutions)))
+      x = (
+        halving_pool(x)
+        if layer is None
+        else conv(x, layer, name=numbered("conv", next(convolutions)))
+      )
     found = {}
     for i in range(1 + max(OUTPUTS[name].block for name in self.outputs)):
       x = Block(**BLOCKS[i], name=numbered("mixed", i))(x)
@@ -141,7 +163,8 @@ class Inception(nn.Module):
 
 
 class Block(nn.Module):
-  """The concatenation of a convolution, towers of them, and a pool with or without a convolution after it.
+  """The concatenation of a convolution, towers of them, and a pool with or without a convolution
+  after it.
 
   Attributes:
     towers: layers in a row, one after the other.
@@ -160,9 +183,15 @@ class Block(nn.Module):
   @nn.compact
   def __call__(self, x):
     parts = [conv(x, self.conv, name="conv")] if self.conv else []
-    parts += [Tower(layers, self.fork, name=numbered("tower", i))(x) for i, layers in enumerate(self.towers)]
+    parts += [
+      Tower(layers, self.fork, name=numbered("tower", i))(x) for i, layers in enumerate(self.towers)
+    ]
     pooled = self.pool(x)
-    parts.append(Tower((self.pool_conv,), name=numbered("tower", len(self.towers)))(pooled) if self.pool_conv else pooled)
+    parts.append(
+      Tower((self.pool_conv,), name=numbered("tower", len(self.towers)))(pooled)
+      if self.pool_conv
+      else pooled
+    )
     return jnp.concatenate(parts, axis=-1)
 
 
@@ -186,7 +215,9 @@ class Fork(nn.Module):
 
   @nn.compact
   def __call__(self, x):
-    return jnp.concatenate([conv(x, layer, name=numbered("conv", i)) for i, layer in enumerate(self.layers)], axis=-1)
+    return jnp.concatenate(
+      [conv(x, layer, name=numbered("conv", i)) for i, layer in enumerate(self.layers)], axis=-1
+    )
 
 
 class Softmax(nn.Module):
@@ -203,7 +234,8 @@ class Softmax(nn.Module):
 def conv(x, layer, *, name):
   """relu(x * kernel + bias): the parameters of a module of this name."""
   valid = layer.padding == "VALID"
-  # XLA's convolutions on CPUs are up to three times slower without padding: one further row, which is dropped
+  # XLA's convolutions on CPUs are up to three times slower without padding: one further row, which
+  # is dropped
   padding = ((layer.stride, 0), (0, 0)) if valid else layer.padding
   strides = (layer.stride, layer.stride)
   y = nn.Conv(layer.width, layer.kernel, strides, padding, precision=PRECISION, name=name)(x)
@@ -216,7 +248,8 @@ def numbered(name, i):
 
 
 def resize(x):
-  """TF1's bilinear resize (ResizeBilinear, align_corners=False) of [N,H,W,C] to 299x299: source = destination * in / 299.
+  """TF1's bilinear resize (ResizeBilinear, align_corners=False) of [N,H,W,C] to 299x299: source =
+  destination * in / 299.
 
   Unlike today's resizes it does not shift by half a pixel, and does not smooth when it shrinks.
   """
@@ -225,7 +258,9 @@ def resize(x):
 
 
 def resize_matrix(size):
-  """float32 [299, size]: each row has the weights of the two source pixels; positions in float32 as in TensorFlow's kernel."""
+  """float32 [299, size]: each row has the weights of the two source pixels; positions in float32 as
+  in TensorFlow's kernel.
+  """
   source = np.arange(IMAGE_SIZE, dtype=np.float32) * np.float32(size / IMAGE_SIZE)
   lower = np.minimum(np.floor(source).astype(int), size - 1)
   upper = np.minimum(lower + 1, size - 1)
@@ -239,7 +274,9 @@ def resize_matrix(size):
 def layout():
   """{"mixed_3/tower/conv_1/kernel": shape} of all parameters."""
   images = jax.ShapeDtypeStruct((1, IMAGE_SIZE, IMAGE_SIZE, 3), jnp.uint8)
-  params = jax.eval_shape(Inception(outputs=tuple(OUTPUTS)).init, jax.random.key(0), images)["params"]
+  params = jax.eval_shape(Inception(outputs=tuple(OUTPUTS)).init, jax.random.key(0), images)[
+    "params"
+  ]
   return {name: a.shape for name, a in flax.traverse_util.flatten_dict(params, sep="/").items()}
 
 
@@ -247,7 +284,12 @@ def needed(output):
   """The names in `layout` that an output needs."""
   depth = {numbered("mixed", i): i for i in range(len(BLOCKS))}
   last = OUTPUTS[output].block
-  return [n for n in layout() if depth.get(n.split("/")[0], 0) <= last and (output.startswith("logits") or not n.startswith("softmax/"))]
+  return [
+    n
+    for n in layout()
+    if depth.get(n.split("/")[0], 0) <= last
+    and (output.startswith("logits") or not n.startswith("softmax/"))
+  ]
 
 
 def available(params):
@@ -274,8 +316,11 @@ def apply(params, pixels, *, outputs):
     there = flax.traverse_util.flatten_dict(params, sep="/").keys()
     lacking = [n for n in needed(missing[0]) if n not in there]
     raise UserError(
-      f"these Inception weights are not complete: {', '.join(missing)} cannot be computed without {lacking[0]}"
-      f"{f' and {len(lacking) - 1} more' if len(lacking) > 1 else ''}. They are enough for {', '.join(possible) or 'no output'}; "
-      "for the others give the whole network (python -m cfg.interop.inception --help says where it is)."
+      f"these Inception weights are not complete: {', '.join(missing)} cannot be computed without "
+      f"{lacking[0]}"
+      f"{f' and {len(lacking) - 1} more' if len(lacking) > 1 else ''}. They are enough for "
+      f"{', '.join(possible) or 'no output'}; "
+      "for the others give the whole network (python -m cfg.interop.inception --help says where it "
+      "is)."
     )
   return Inception(outputs=tuple(outputs)).apply({"params": params}, pixels)

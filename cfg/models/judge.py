@@ -5,7 +5,8 @@ import jax.numpy as jnp
 
 
 class Judge(nn.Module):
-  """Images in [-1, 1] to (features [B,D], logits [B,num_classes]); features are the last hidden layer.
+  """Images in [-1, 1] to (features [B,D], logits [B,num_classes]); features are the last hidden
+  layer.
 
   Attributes:
     num_classes: classes.

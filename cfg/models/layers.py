@@ -1,7 +1,8 @@
 """Building blocks of the U-Net.
 
 W is google-research/ddpm_w_distillation (unet3), DD google-research/diffusion_distillation
-(unet), ADM Dhariwal & Nichol 2021 (arXiv 2105.05233), GD its code, openai/guided-diffusion. Activations are [B,H,W,C].
+(unet), ADM Dhariwal & Nichol 2021 (arXiv 2105.05233), GD its code, openai/guided-diffusion.
+Activations are [B,H,W,C].
 """
 
 import math
@@ -34,7 +35,9 @@ def sinusoid(t, *, width, steps=None, max_period=10_000.0):
 
 
 def inv_cos(logsnr):
-  """arctan(exp(-lambda/2)) / (pi/2), lambda cut to +-20: the network's time in [0, 1] (W `inv_cos`)."""
+  """arctan(exp(-lambda/2)) / (pi/2), lambda cut to +-20: the network's time in [0, 1] (W
+  `inv_cos`).
+  """
   return jnp.arctan(jnp.exp(-0.5 * jnp.clip(logsnr, -20.0, 20.0))) / (0.5 * jnp.pi)
 
 
@@ -67,7 +70,9 @@ class Conditioning(nn.Module):
       emb = sinusoid(1000.0 * inv_cos(logsnr), width=self.ch)
     else:
       table = schedules.discrete_logsnr(self.discrete_schedule)
-      emb = sinusoid(schedules.discrete_time(logsnr, table=table), width=self.ch, steps=self.ch // 2)
+      emb = sinusoid(
+        schedules.discrete_time(logsnr, table=table), width=self.ch, steps=self.ch // 2
+      )
     emb = nn.Dense(self.emb_ch, dtype=self.dtype, name="dense0")(emb)
     emb = nn.Dense(self.emb_ch, dtype=self.dtype, name="dense1")(nn.swish(emb))
     if not self.class_rows:
@@ -77,7 +82,9 @@ class Conditioning(nn.Module):
 
 
 class ConvResample(nn.Module):
-  """A 3x3 convolution of stride 2 ("down"), or nearest-neighbour doubling and a 3x3 convolution ("up") (GD)."""
+  """A 3x3 convolution of stride 2 ("down"), or nearest-neighbour doubling and a 3x3 convolution
+  ("up") (GD).
+  """
 
   direction: str
   dtype: Any = jnp.float32
@@ -86,7 +93,9 @@ class ConvResample(nn.Module):
   def __call__(self, h):
     up = self.direction == "up"
     # one row and column on each side, as PyTorch pads; "SAME" would pad the lower right alone
-    conv = nn.Conv(h.shape[-1], (3, 3), strides=1 if up else 2, padding=1, dtype=self.dtype, name="conv")
+    conv = nn.Conv(
+      h.shape[-1], (3, 3), strides=1 if up else 2, padding=1, dtype=self.dtype, name="conv"
+    )
     return conv(upsample(h) if up else h)
 
 
@@ -110,11 +119,15 @@ class ResBlock(nn.Module):
   @nn.compact
   def __call__(self, x, emb, deterministic):
     resample = {None: lambda h: h, "up": upsample, "down": downsample}[self.resample]
-    norm = lambda name: nn.GroupNorm(self.norm_groups, epsilon=self.norm_eps, dtype=self.dtype, name=name)
+    norm = lambda name: nn.GroupNorm(
+      self.norm_groups, epsilon=self.norm_eps, dtype=self.dtype, name=name
+    )
     conv = lambda name, **kw: nn.Conv(self.out_ch, (3, 3), dtype=self.dtype, name=name, **kw)
 
     h = conv("conv1")(resample(nn.swish(norm("norm1")(x))))
-    emb = nn.Dense((1 + self.scale_shift) * self.out_ch, dtype=self.dtype, name="emb")(nn.swish(emb))[:, None, None, :]
+    emb = nn.Dense((1 + self.scale_shift) * self.out_ch, dtype=self.dtype, name="emb")(
+      nn.swish(emb)
+    )[:, None, None, :]
     if self.scale_shift:
       scale, shift = jnp.split(emb, 2, axis=-1)
       h = norm("norm2")(h) * (1 + scale) + shift
@@ -131,7 +144,9 @@ class ResBlock(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-  """x + proj0(attention(q, k, v of norm(x))), scale 1/sqrt(head_dim), over all H W positions (W unet3)."""
+  """x + proj0(attention(q, k, v of norm(x))), scale 1/sqrt(head_dim), over all H W positions (W
+  unet3).
+  """
 
   num_heads: int
   norm_groups: int = 32
@@ -146,5 +161,7 @@ class AttentionBlock(nn.Module):
     h = h.reshape(batch, height * width, channels)
     q, k, v = (nn.DenseGeneral(heads, dtype=self.dtype, name=n)(h) for n in "qkv")
     h = jax.nn.dot_product_attention(q, k, v)
-    h = nn.DenseGeneral(channels, axis=(-2, -1), kernel_init=ZEROS, dtype=self.dtype, name="proj")(h)
+    h = nn.DenseGeneral(channels, axis=(-2, -1), kernel_init=ZEROS, dtype=self.dtype, name="proj")(
+      h
+    )
     return x + h.reshape(x.shape)

@@ -19,8 +19,8 @@ class UNet(Backbone, kw_only=True):
   Attributes, beside Backbone's:
     num_classes: classes without the null label.
     out_channels: channels of the image.
-    class_rows: rows of the class table. None is num_classes + 1, the last the null label's. Networks
-      of other origin may have num_classes (no null label), or 0 (no classes at all).
+    class_rows: rows of the class table. None is num_classes + 1, the last the null label's.
+      Networks of other origin may have num_classes (no null label), or 0 (no classes at all).
   """
 
   num_classes: int
@@ -41,7 +41,9 @@ class UNet(Backbone, kw_only=True):
         h = self.resample(h, emb, level, deterministic, "up")
     h = nn.swish(self.norm("norm_out")(h))
     # the last convolution in f32: its output is the estimate of a unit-variance eps
-    return nn.Conv(self.out_channels, (3, 3), kernel_init=layers.ZEROS, name="conv_out")(h.astype(jnp.float32))
+    return nn.Conv(self.out_channels, (3, 3), kernel_init=layers.ZEROS, name="conv_out")(
+      h.astype(jnp.float32)
+    )
 
 
 def from_config(config, *, num_classes, image_shape):
@@ -54,8 +56,10 @@ def from_config(config, *, num_classes, image_shape):
   factor = 2 ** (len(model.ch_mult) - 1)
   if any(side % factor for side in image_shape[:2]):
     raise UserError(
-      f"images of {image_shape[0]}x{image_shape[1]} do not suit model.ch_mult {tuple(model.ch_mult)}: each level but the "
-      f"first halves the side, which must be a multiple of {factor}. Change data.resolution or model.ch_mult."
+      f"images of {image_shape[0]}x{image_shape[1]} do not suit model.ch_mult "
+      f"{tuple(model.ch_mult)}: each level but the "
+      f"first halves the side, which must be a multiple of {factor}. Change data.resolution or "
+      f"model.ch_mult."
     )
   if (model.num_heads is None) == (model.head_dim is None):
     raise UserError("set one of model.num_heads and model.head_dim, and leave the other None.")
@@ -63,7 +67,10 @@ def from_config(config, *, num_classes, image_shape):
   for field in ("norm_groups", "num_heads", "head_dim"):
     divisor = getattr(model, field)
     if divisor is not None and any(width % divisor for width in widths):
-      raise UserError(f"model.{field} is {divisor}: it must divide the width of every level, {widths} (ch times ch_mult).")
+      raise UserError(
+        f"model.{field} is {divisor}: it must divide the width of every level, {widths} (ch times "
+        f"ch_mult)."
+      )
   return model
 
 
@@ -78,7 +85,9 @@ def make_eps_fn(model, params, *, dropout_key=None):
 
   def eps_fn(z, logsnr, y):
     rngs = None if dropout_key is None else {"dropout": dropout_key}
-    return model.apply({"params": params}, z, logsnr, y, deterministic=dropout_key is None, rngs=rngs)
+    return model.apply(
+      {"params": params}, z, logsnr, y, deterministic=dropout_key is None, rngs=rngs
+    )
 
   return eps_fn
 

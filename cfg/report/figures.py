@@ -15,16 +15,33 @@ MOST_ROWS = 16
 # of a name in a picture
 LONGEST = 24
 EAST_ASIAN = (
-  "Noto Sans CJK SC", "Noto Sans CJK JP", "Source Han Sans SC", "WenQuanYi Zen Hei", "WenQuanYi Micro Hei", "Droid Sans Fallback", "Microsoft YaHei",
-  "SimHei", "PingFang SC", "Heiti TC", "Hiragino Sans GB", "Hiragino Sans", "Yu Gothic", "Malgun Gothic", "Arial Unicode MS",
+  "Noto Sans CJK SC",
+  "Noto Sans CJK JP",
+  "Source Han Sans SC",
+  "WenQuanYi Zen Hei",
+  "WenQuanYi Micro Hei",
+  "Droid Sans Fallback",
+  "Microsoft YaHei",
+  "SimHei",
+  "PingFang SC",
+  "Heiti TC",
+  "Hiragino Sans GB",
+  "Hiragino Sans",
+  "Yu Gothic",
+  "Malgun Gothic",
+  "Arial Unicode MS",
 )
 BLUE, ORANGE, GREY = "#1f5fa8", "#d9741a", "#6b6b6b"
 COLOURS = (BLUE, ORANGE, "#3a923a", "#8e4fa8", "#b03a3a", "#7a5230", "#c25a9b", GREY)
 DOTS = dict(marker="o", markersize=4, linewidth=1.5, capsize=2)
 # of a legend: its name, and the middle in shares of the axes
 PLACES = {
-  "upper right": (0.75, 0.9), "upper left": (0.25, 0.9), "lower right": (0.75, 0.1), "lower left": (0.25, 0.1),
-  "center right": (0.75, 0.5), "center left": (0.25, 0.5),
+  "upper right": (0.75, 0.9),
+  "upper left": (0.25, 0.9),
+  "lower right": (0.75, 0.1),
+  "lower left": (0.25, 0.1),
+  "center right": (0.75, 0.5),
+  "center left": (0.25, 0.5),
 }
 COLUMNS = 3
 LOWER, HIGHER = "lower is better", "higher is better"
@@ -57,7 +74,9 @@ def write_curve(path, *, series, panels, trade, real, title):
 
 
 def _legend(axes):
-  """In the place where the fewest points of lines lie (loc="best" would take seconds on a slow machine)."""
+  """In the place where the fewest points of lines lie (loc="best" would take seconds on a slow
+  machine).
+  """
   if not axes.get_legend_handles_labels()[0]:
     return
   axes.autoscale_view()
@@ -73,11 +92,15 @@ def _dense(line):
   vertices = line.get_xydata()
   if line.get_linestyle() == "None":
     return vertices
-  return np.concatenate([vertices, *(np.linspace(a, b, 20) for a, b in zip(vertices, vertices[1:]))])
+  return np.concatenate(
+    [vertices, *(np.linspace(a, b, 20) for a, b in zip(vertices, vertices[1:]))]
+  )
 
 
 def _values(rows, metric):
-  get = lambda name: np.array([np.nan if row.get(name) is None else row[name] for row in rows], float)
+  get = lambda name: np.array(
+    [np.nan if row.get(name) is None else row[name] for row in rows], float
+  )
   return get(metric), get(f"{metric}_err")
 
 
@@ -88,10 +111,27 @@ def _against_strength(axes, title, hint, metrics, *, series, real):
       value, error = _values(rows, metric)
       if not np.isnan(value).any():
         words = [word for word in (name if len(metrics) > 1 else "", label) if word]
-        axes.errorbar([row["w"] for row in rows], value, error, color=next(colours), label=", ".join(words) or "samples", **DOTS)
+        axes.errorbar(
+          [row["w"] for row in rows],
+          value,
+          error,
+          color=next(colours),
+          label=", ".join(words) or "samples",
+          **DOTS,
+        )
   if real is not None and real.get(first) is not None:
-    axes.axhline(real[first], color=GREY, linestyle="--", linewidth=1, label=f"real held-out images, N={real['num_samples']}")
-  axes.set(xlabel="guidance strength w", ylabel=f"{title} ({hint})" if hint else title, title=f"{title} against w")
+    axes.axhline(
+      real[first],
+      color=GREY,
+      linestyle="--",
+      linewidth=1,
+      label=f"real held-out images, N={real['num_samples']}",
+    )
+  axes.set(
+    xlabel="guidance strength w",
+    ylabel=f"{title} ({hint})" if hint else title,
+    title=f"{title} against w",
+  )
   if hint == LOWER:
     axes.set_ylim(bottom=0)
   _legend(axes)
@@ -102,7 +142,14 @@ def _trade(axes, x, y, *, series, real):
     (across, across_err), (up, up_err) = _values(rows, x[0]), _values(rows, y[0])
     axes.errorbar(across, up, up_err, across_err, color=colour, label=label or None, **DOTS)
   if real is not None and real.get(x[0]) is not None and real.get(y[0]) is not None:
-    axes.plot(real[x[0]], real[y[0]], "*", color=GREY, markersize=10, label=f"real held-out images, N={real['num_samples']}")
+    axes.plot(
+      real[x[0]],
+      real[y[0]],
+      "*",
+      color=GREY,
+      markersize=10,
+      label=f"real held-out images, N={real['num_samples']}",
+    )
   axes.set(xlabel=x[1], ylabel=y[1], title=f"{y[1]} against {x[1]}")
   axes.locator_params(axis="x", nbins=5)
   axes.set_ylim(bottom=0)
@@ -118,7 +165,11 @@ def _label_strengths(axes, rows, across, up):
   for row, place in zip(rows, zip(across, up)):
     low = place[1] < 0.25 * np.nanmax(up)  # the curve runs flat there: the label goes below it
     text = axes.annotate(
-      f"w={row['w']:g}", place, xytext=(0, -13) if low else (7 if side == "left" else -7, 4), textcoords="offset points", fontsize=8,
+      f"w={row['w']:g}",
+      place,
+      xytext=(0, -13) if low else (7 if side == "left" else -7, 4),
+      textcoords="offset points",
+      fontsize=8,
       ha="center" if low else side,
     )
     box = text.get_window_extent()
@@ -136,7 +187,11 @@ def write_grid(path, pictures, *, row_names, column_names, row_title, column_tit
   inch = factor * (height + 1) / 100
   # room for the words, at about so much a character
   words = 0.6 + 0.09 * max(map(len, row_names)), 0.09 * len(column_title)
-  figure = matplotlib.figure.Figure(figsize=(max(columns * inch, words[1]) + words[0], rows * inch + 0.9), layout="constrained", dpi=150)
+  figure = matplotlib.figure.Figure(
+    figsize=(max(columns * inch, words[1]) + words[0], rows * inch + 0.9),
+    layout="constrained",
+    dpi=150,
+  )
   axes = figure.subplots()
   axes.imshow(sheet, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
   centres = lambda count, size: np.arange(count) * (size + 1) + (size - 1) / 2
@@ -161,21 +216,46 @@ def write_nearest(path, *, pictures, dataset, count=3):
   chosen = {w: pictures[w] for w in nearest_strengths(list(pictures))}
   number = len(next(iter(chosen.values())))
   held = pipeline.every_nth(dataset.heldout, most=number)
-  queries = {**{f"w = {w:g}": p for w, p in chosen.items()}, "real held-out": np.stack([held[i]["image"] for i in range(len(held))])}
+  queries = {
+    **{f"w = {w:g}": p for w, p in chosen.items()},
+    "real held-out": np.stack([held[i]["image"] for i in range(len(held))]),
+  }
   found = {name: nearest_training(q, dataset.train, count=count) for name, q in queries.items()}
 
   shown = min(number, dataset.num_classes, MOST_ROWS)
-  figure = matplotlib.figure.Figure(figsize=(3.1 * len(queries), 0.62 * shown + 0.9), layout="constrained", dpi=130)
-  for axes, (name, query) in zip(figure.subplots(1, len(queries), squeeze=False)[0], queries.items()):
+  figure = matplotlib.figure.Figure(
+    figsize=(3.1 * len(queries), 0.62 * shown + 0.9), layout="constrained", dpi=130
+  )
+  for axes, (name, query) in zip(
+    figure.subplots(1, len(queries), squeeze=False)[0], queries.items()
+  ):
     axes.set_title(f"{name}\nmedian of {number}: {np.median(found[name][0][:, 0]):.2f}", fontsize=9)
     query, distance, neighbours = query[:shown], found[name][0][:shown], found[name][1][:shown]
     sheet = np.concatenate([query[:, None], neighbours], axis=1)
     height, width = sheet.shape[2:4]
-    axes.imshow(images.tile(sheet.reshape(-1, *sheet.shape[2:]), rows=len(query)), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-    axes.set_xticks(np.arange(count + 1) * (width + 1) + (width - 1) / 2, ["image", *(f"near {k + 1}" for k in range(count))], fontsize=7)
-    axes.set_yticks(np.arange(len(query)) * (height + 1) + (height - 1) / 2, [f"{d:.2f}" for d in distance[:, 0]], fontsize=7)
+    axes.imshow(
+      images.tile(sheet.reshape(-1, *sheet.shape[2:]), rows=len(query)),
+      cmap="gray",
+      vmin=0,
+      vmax=255,
+      interpolation="nearest",
+    )
+    axes.set_xticks(
+      np.arange(count + 1) * (width + 1) + (width - 1) / 2,
+      ["image", *(f"near {k + 1}" for k in range(count))],
+      fontsize=7,
+    )
+    axes.set_yticks(
+      np.arange(len(query)) * (height + 1) + (height - 1) / 2,
+      [f"{d:.2f}" for d in distance[:, 0]],
+      fontsize=7,
+    )
     axes.tick_params(length=0)
-  figure.suptitle("an image, then its nearest training images; at the left the RMS distance of pixels in [-1, 1] to the first", fontsize=9)
+  figure.suptitle(
+    "an image, then its nearest training images; at the left the RMS distance of pixels in [-1, 1] "
+    "to the first",
+    fontsize=9,
+  )
   save(figure, path)
   return {name: float(np.median(distance[:, 0])) for name, (distance, _) in found.items()}
 
@@ -187,7 +267,9 @@ def nearest_strengths(strengths):
 
 
 def nearest_training(query, source, *, count, batch_size=1024):
-  """(RMS distances [Q,count], images [Q,count,H,W,C]) of the training images nearest to each query, read in one pass."""
+  """(RMS distances [Q,count], images [Q,count,H,W,C]) of the training images nearest to each query,
+  read in one pass.
+  """
   flat = lambda a: (np.asarray(a, np.float64) / 127.5 - 1).reshape(len(a), -1)
   best = np.full((len(query), count), np.inf)
   found = np.zeros((len(query), count, *query.shape[1:]), np.uint8)
@@ -196,7 +278,9 @@ def nearest_training(query, source, *, count, batch_size=1024):
     a, b = flat(query), flat(candidates)
     squared = (a**2).sum(1)[:, None] + (b**2).sum(1)[None] - 2 * a @ b.T
     distance = np.concatenate([best, np.sqrt(np.clip(squared, 0, None) / a.shape[1])], axis=1)
-    both = np.concatenate([found, np.broadcast_to(candidates, (len(query), *candidates.shape))], axis=1)
+    both = np.concatenate(
+      [found, np.broadcast_to(candidates, (len(query), *candidates.shape))], axis=1
+    )
     order = np.argsort(distance, axis=1, kind="stable")[:, :count]
     best = np.take_along_axis(distance, order, axis=1)
     found = both[np.arange(len(query))[:, None], order]
@@ -214,7 +298,10 @@ def save(figure, path):
 @functools.cache
 def _families():
   """matplotlib's own font, and those of East Asian writing that are installed."""
-  return ["DejaVu Sans", *(name for name in EAST_ASIAN if name in set(matplotlib.font_manager.get_font_names()))]
+  return [
+    "DejaVu Sans",
+    *(name for name in EAST_ASIAN if name in set(matplotlib.font_manager.get_font_names())),
+  ]
 
 
 def class_titles(class_names, labels):
@@ -223,8 +310,13 @@ def class_titles(class_names, labels):
 
 
 def printable(name, *, otherwise):
-  """A name for a picture, at most LONGEST characters of it; `otherwise` where no font that is installed can write it."""
-  fonts = [matplotlib.font_manager.get_font(matplotlib.font_manager.findfont(family)) for family in _families()]
+  """A name for a picture, at most LONGEST characters of it; `otherwise` where no font that is
+  installed can write it.
+  """
+  fonts = [
+    matplotlib.font_manager.get_font(matplotlib.font_manager.findfont(family))
+    for family in _families()
+  ]
   if not all(any(font.get_char_index(ord(character)) for font in fonts) for character in name):
     return otherwise
   name = name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"

@@ -1,4 +1,6 @@
-"""What a sweep leaves for a reader: the table, the paper's beside it, the curve, the grid, the nearest training images."""
+"""What a sweep leaves for a reader: the table, the paper's beside it, the curve, the grid, the
+nearest training images.
+"""
 
 import csv
 import io
@@ -14,9 +16,19 @@ from cfg.report import figures
 FILES = ("sweep.json", "sweep.csv", "curve.png", "grid.png", "nearest.png")
 # what a metric is called; its end names the network it is in, if that is not the first
 TITLES = {
-  "fid": "FID", "sfid": "sFID", "fid_768": "FID-768", "frechet_1280": "FD-1280", "inception_score": "IS",
-  "inception_score_no_bias": "IS (no bias)", "label_accuracy": "label acc.", "precision": "precision", "recall": "recall", "kid": "KID",
-  "precision_1280": "precision-1280", "recall_1280": "recall-1280", "kid_1280": "KID-1280",
+  "fid": "FID",
+  "sfid": "sFID",
+  "fid_768": "FID-768",
+  "frechet_1280": "FD-1280",
+  "inception_score": "IS",
+  "inception_score_no_bias": "IS (no bias)",
+  "label_accuracy": "label acc.",
+  "precision": "precision",
+  "recall": "recall",
+  "kid": "KID",
+  "precision_1280": "precision-1280",
+  "recall_1280": "recall-1280",
+  "kid_1280": "KID-1280",
 }
 # what distinguishes rows of one strength: a fact of each row, and how it is written
 AXES = {"sampler": "{}", "num_steps": "T = {}", "var_interp": "v = {:g}", "ema": "EMA {:g}"}
@@ -29,8 +41,8 @@ def write(workdir, *, rows, references, pictures, about, extractor, dataset, pap
     workdir: a Path.
     rows: a dict per variant and strength, in order of w in each variant.
     references: dicts of real images judged the same way.
-    pictures: for each variant {w: uint8 [K,H,W,C]}, picture i of each strength from the same noise, of class i mod the
-      number of classes.
+    pictures: for each variant {w: uint8 [K,H,W,C]}, picture i of each strength from the same noise,
+      of class i mod the number of classes.
     about: the provenance that all rows share.
     extractor: an extractor.Extractor, whose metrics the rows have.
     dataset: data.sources.Dataset.
@@ -39,20 +51,34 @@ def write(workdir, *, rows, references, pictures, about, extractor, dataset, pap
   Returns:
     The content of sweep.json.
   """
-  content = {"about": about, "metrics": shown(rows[0], extractor), "rows": rows, "references": references}
+  content = {
+    "about": about,
+    "metrics": shown(rows[0], extractor),
+    "rows": rows,
+    "references": references,
+  }
   if paper and paper["rows"] and (beside := beside_paper(rows, paper)):
     content["paper"] = beside
-  content["nearest_training_image"] = figures.write_nearest(workdir / "nearest.png", pictures=pictures[0], dataset=dataset)
+  content["nearest_training_image"] = figures.write_nearest(
+    workdir / "nearest.png", pictures=pictures[0], dataset=dataset
+  )
   write_csv(workdir / "sweep.csv", rows)
   write_curve(workdir / "curve.png", content)
   for label, some in zip(by_variant(rows), pictures, strict=True):
     columns = list(some)
     count = min(dataset.num_classes, figures.MOST_ROWS, len(some[columns[0]]))
     figures.write_grid(
-      workdir / ("grid.png" if some is pictures[0] else f"grid_{label.replace(' ', '').replace(',', '_').replace('=', '')}.png"),
+      workdir
+      / (
+        "grid.png"
+        if some is pictures[0]
+        else f"grid_{label.replace(' ', '').replace(',', '_').replace('=', '')}.png"
+      ),
       np.stack([some[w][:count] for w in columns], axis=1),
-      row_names=figures.class_titles(dataset.class_names, range(count)), column_names=[f"{w:g}" for w in columns],
-      column_title=f"guidance strength w  (scale = 1 + w); the same noise along a row{label and '; '}{label}",
+      row_names=figures.class_titles(dataset.class_names, range(count)),
+      column_names=[f"{w:g}" for w in columns],
+      column_title=f"guidance strength w  (scale = 1 + w); the same noise along a "
+      f"row{label and '; '}{label}",
       row_title="class",
     )
   files.write_json(workdir / "sweep.json", content)  # last: it says that the rest is there
@@ -80,13 +106,21 @@ def write_csv(path, rows):
 
 
 def shown(row, extractor):
-  """{"frechet", "scores", "shares"}: the metrics of a row that tables and curves show; all are in the row.
+  """{"frechet", "scores", "shares"}: the metrics of a row that tables and curves show; all are in
+  the row.
 
   Of the Fréchet distances to the held-out images only the first network's first is.
   """
   there = lambda metrics: [metric for metric in metrics if f"{metric}_err" in row]
-  shares = ("label_accuracy", *(f"{name}{extractor.pairwise_suffix}" for name in ("precision", "recall", "kid")))
-  return {"frechet": there(extractor.frechet.values()), "scores": there(extractor.scores.values()), "shares": there(shares)}
+  shares = (
+    "label_accuracy",
+    *(f"{name}{extractor.pairwise_suffix}" for name in ("precision", "recall", "kid")),
+  )
+  return {
+    "frechet": there(extractor.frechet.values()),
+    "scores": there(extractor.scores.values()),
+    "shares": there(shares),
+  }
 
 
 def title(metric):
@@ -97,7 +131,9 @@ def title(metric):
 
 
 def by_variant(rows):
-  """{label: rows}: those of one sampler, T, v and average, in the order in which they come; the label says in what they differ."""
+  """{label: rows}: those of one sampler, T, v and average, in the order in which they come; the
+  label says in what they differ.
+  """
   differ = [name for name in AXES if len({row[name] for row in rows}) > 1]
   groups = {}
   for row in rows:
@@ -107,14 +143,24 @@ def by_variant(rows):
 
 def one_line(row):
   """A strength in a sentence, for the log."""
-  numbers = ", ".join(f"{title(name)} {_number(name, row[name])}" for name in row if f"{name}_err" in row and row[name] is not None and "held" not in name)
+  numbers = ", ".join(
+    f"{title(name)} {_number(name, row[name])}"
+    for name in row
+    if f"{name}_err" in row and row[name] is not None and "held" not in name
+  )
   return f"w = {row['w']:g} (scale {row['scale']:g}): {numbers}"
 
 
 def _number(metric, value):
   if value is None:
     return "-"
-  return f"{100 * value:.1f} %" if metric.startswith("label_accuracy") else f"{value:.5f}" if metric.startswith("kid") else f"{value:.3f}"
+  return (
+    f"{100 * value:.1f} %"
+    if metric.startswith("label_accuracy")
+    else f"{value:.5f}"
+    if metric.startswith("kid")
+    else f"{value:.3f}"
+  )
 
 
 def table(content):
@@ -135,17 +181,40 @@ def table(content):
 
 
 def _lines(content, metrics):
-  columns = [(name, part) for name in metrics for part in (("", "_err") if name != "label_accuracy" else ("",))]
+  columns = [
+    (name, part)
+    for name in metrics
+    for part in (("", "_err") if name != "label_accuracy" else ("",))
+  ]
   differ = [name for name in AXES if name not in content["about"]]
-  header = ("w", "scale", *(name.replace("num_steps", "T").replace("var_interp", "v") for name in differ),
-            *("±" if part else title(name) for name, part in columns), "N", "NFE")
+  header = (
+    "w",
+    "scale",
+    *(name.replace("num_steps", "T").replace("var_interp", "v") for name in differ),
+    *("±" if part else title(name) for name, part in columns),
+    "N",
+    "NFE",
+  )
   lines = [
-    ("real", "", *("" for _ in differ), *("" if part else _number(name, row[name]) if name in row else "" for name, part in columns), str(row["num_samples"]), "")
+    (
+      "real",
+      "",
+      *("" for _ in differ),
+      *("" if part else _number(name, row[name]) if name in row else "" for name, part in columns),
+      str(row["num_samples"]),
+      "",
+    )
     for row in content["references"]
   ]
   lines += [
-    (f"{row['w']:g}", f"{row['scale']:g}", *(str(row[name]) for name in differ),
-     *(_number(name, row.get(f"{name}{part}")) for name, part in columns), str(row["num_samples"]), str(row["nfe"]))
+    (
+      f"{row['w']:g}",
+      f"{row['scale']:g}",
+      *(str(row[name]) for name in differ),
+      *(_number(name, row.get(f"{name}{part}")) for name, part in columns),
+      str(row["num_samples"]),
+      str(row["nfe"]),
+    )
     for row in content["rows"]
   ]
   return _aligned([header, *lines])
@@ -153,7 +222,9 @@ def _lines(content, metrics):
 
 def _aligned(lines):
   widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-  return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths)) for line in lines)
+  return "\n".join(
+    "  ".join(cell.rjust(width) for cell, width in zip(line, widths)) for line in lines
+  )
 
 
 def _footnote(about):
@@ -165,15 +236,24 @@ def _footnote(about):
     if "judge" in about:
       measured += f"\nThe judge is {about['judge']}."
   if about["allow_few"]:
-    measured += "\nsweep.allow_few: a Fréchet distance of no more images than features means little."
-  facts = [("sampler", "{} sampler"), ("num_steps", "T = {}"), ("ema", "EMA {:g}"), ("seed", "seed {}"), ("step", "step {}")]
+    measured += (
+      "\nsweep.allow_few: a Fréchet distance of no more images than features means little."
+    )
+  facts = [
+    ("sampler", "{} sampler"),
+    ("num_steps", "T = {}"),
+    ("ema", "EMA {:g}"),
+    ("seed", "seed {}"),
+    ("step", "step {}"),
+  ]
   said = ", ".join(text.format(about[name]) for name, text in facts if name in about)
   checkpoint = f", checkpoint {about['checkpoint_hash'][:12]}" if "checkpoint_hash" in about else ""
   return f"{measured}\n'real' is the held-out split. {said}{checkpoint}."
 
 
 def beside_paper(rows, paper):
-  """{"source", "num_samples", "rows"}: this sweep's FID and IS beside published ones at the same w and T; None if none are of the whole Inception network.
+  """{"source", "num_samples", "rows"}: this sweep's FID and IS beside published ones at the same w
+  and T; None if none are of the whole Inception network.
 
   Args:
     paper: has source, num_samples, and rows of (T, w, FID, IS); T = 0 where it was not stated.
@@ -183,17 +263,41 @@ def beside_paper(rows, paper):
   for row in rows:
     theirs = published.get((row["num_steps"], row["w"]), published.get((0, row["w"])))
     if theirs is not None and row.get("complete") and row.get("fid") is not None:
-      found.append({"w": row["w"], "num_steps": row["num_steps"], "fid": row["fid"], "fid_paper": theirs[0],
-                    "inception_score": row["inception_score"], "inception_score_paper": theirs[1]})
-  return {"source": paper["source"], "num_samples": paper["num_samples"], "own_num_samples": rows[0]["num_samples"], "rows": found} if found else None
+      found.append(
+        {
+          "w": row["w"],
+          "num_steps": row["num_steps"],
+          "fid": row["fid"],
+          "fid_paper": theirs[0],
+          "inception_score": row["inception_score"],
+          "inception_score_paper": theirs[1],
+        }
+      )
+  return (
+    {
+      "source": paper["source"],
+      "num_samples": paper["num_samples"],
+      "own_num_samples": rows[0]["num_samples"],
+      "rows": found,
+    }
+    if found
+    else None
+  )
 
 
 def paper_table(beside):
   """The same as aligned text, with the difference in each cell."""
   lines = [("w", "T", "FID", "paper", "difference", "IS", "paper", "difference")]
   for row in beside["rows"]:
-    cells = [text for name in ("fid", "inception_score") for text in (
-      f"{row[name]:.2f}", f"{row[f'{name}_paper']:.2f}", f"{row[name] - row[f'{name}_paper']:+.2f}")]
+    cells = [
+      text
+      for name in ("fid", "inception_score")
+      for text in (
+        f"{row[name]:.2f}",
+        f"{row[f'{name}_paper']:.2f}",
+        f"{row[name] - row[f'{name}_paper']:+.2f}",
+      )
+    ]
     lines.append((f"{row['w']:g}", str(row["num_steps"]), *cells))
   text = f"\n{beside['source']}, {beside['num_samples']:,} samples at each w:\n{_aligned(lines)}"
   if beside["own_num_samples"] != beside["num_samples"]:
@@ -202,21 +306,42 @@ def paper_table(beside):
 
 
 def write_curve(path, content):
-  """curve.png: every Fréchet distance and score against w, and the first of them against each other."""
+  """curve.png: every Fréchet distance and score against w, and the first of them against each
+  other.
+  """
   about, metrics, rows = content["about"], content["metrics"], content["rows"]
   several = any(name.endswith(JUDGE) for name in (*metrics["frechet"], *metrics["scores"]))
   first, variants = metrics["frechet"][0], by_variant(rows)
   panels = [(title(name), figures.LOWER, {name: ""}) for name in metrics["frechet"]]
   if len(variants) == 1 and all(row.get(f"{first}_heldout") is not None for row in rows):
-    panels[0][-1].update({first: "to the training split", f"{first}_heldout": "to the held-out split"})
+    panels[0][-1].update(
+      {first: "to the training split", f"{first}_heldout": "to the held-out split"}
+    )
   panels += [(title(name), figures.HIGHER, {name: ""}) for name in metrics["scores"]]
   if several or "precision" in " ".join(metrics["shares"]):
-    panels += [(title(name), "", {name: ""}) for name in metrics["shares"] if not name.startswith("kid")]
-  trade = ((metrics["scores"][0], title(metrics["scores"][0])), (first, title(first))) if metrics["scores"] else None
+    panels += [
+      (title(name), "", {name: ""}) for name in metrics["shares"] if not name.startswith("kid")
+    ]
+  trade = (
+    ((metrics["scores"][0], title(metrics["scores"][0])), (first, title(first)))
+    if metrics["scores"]
+    else None
+  )
   data = figures.printable(about["data"], otherwise="your images")
   space = about["extractor"] + ("" if "resize" in about else ", not Inception's")
-  facts = [f"{about['num_samples']} samples per w", *(text.format(about[name]) for name, text in AXES.items() if name in about and name == "num_steps")]
+  facts = [
+    f"{about['num_samples']} samples per w",
+    *(
+      text.format(about[name])
+      for name, text in AXES.items()
+      if name in about and name == "num_steps"
+    ),
+  ]
   figures.write_curve(
-    path, series=variants, panels=panels, trade=trade, real=next(iter(content["references"]), None),
+    path,
+    series=variants,
+    panels=panels,
+    trade=trade,
+    real=next(iter(content["references"]), None),
     title=f"Classifier-free guidance on {data}: {', '.join(facts)}; features of {space}",
   )

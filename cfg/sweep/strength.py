@@ -1,4 +1,6 @@
-"""One strength of a sweep: sampled, measured, and kept batch by batch, so that a kill costs at most the batch at hand."""
+"""One strength of a sweep: sampled, measured, and kept batch by batch, so that a kill costs at most
+the batch at hand.
+"""
 
 import shutil
 
@@ -22,12 +24,16 @@ def measure(settings, w, *, trained, extractor, sampler, references, folder, on_
     extractor: what `sampler` measures in.
     sampler: a generate.Generator.
     references: (train, heldout), reference.Reference.
-    folder: for what each batch gave; emptied by `forget` when the row is written. A call that finds batches there goes on after them.
-    on_images: called with the number of images that are done, and whether the last of them were kept by an earlier call.
+    folder: for what each batch gave; emptied by `forget` when the row is written. A call that finds
+      batches there goes on after them.
+    on_images: called with the number of images that are done, and whether the last of them were
+      kept by an earlier call.
   """
   index = np.arange(settings.num_samples)
   labels = index % trained.model.num_classes
-  sums = statistics.Accumulator(extractor, block_of=index // (settings.num_samples // settings.num_blocks))
+  sums = statistics.Accumulator(
+    extractor, block_of=index // (settings.num_samples // settings.num_blocks)
+  )
   folder.mkdir(parents=True, exist_ok=True)
   pictures = []
 
@@ -40,7 +46,9 @@ def measure(settings, w, *, trained, extractor, sampler, references, folder, on_
   for batch in _stored(folder, outputs=extractor.dims, most=settings.num_samples):
     add(batch, kept=True)
   done, keep = sums.count, min(settings.num_samples, KEPT)
-  for rows, images, outputs in sampler.batches(trained.params, index=index[done:], labels=labels[done:], w=w, seed=settings.seed):
+  for rows, images, outputs in sampler.batches(
+    trained.params, index=index[done:], labels=labels[done:], w=w, seed=settings.seed
+  ):
     count, first = rows.stop - rows.start, done + rows.start
     batch = {name: np.asarray(a)[:count] for name, a in outputs.items()}
     # only the pictures that are kept leave the devices
@@ -48,7 +56,12 @@ def measure(settings, w, *, trained, extractor, sampler, references, folder, on_
     files.write_npz(folder / _name(first, first + count), batch)
     add(batch, kept=False)
   values = summary.summarise(
-    sums.blocks, extractor=extractor, train=references[0], heldout=references[1], allow_few=settings.allow_few, extrapolate=settings.extrapolate
+    sums.blocks,
+    extractor=extractor,
+    train=references[0],
+    heldout=references[1],
+    allow_few=settings.allow_few,
+    extrapolate=settings.extrapolate,
   )
   return values, np.concatenate(pictures)
 
@@ -73,7 +86,9 @@ def _stored(folder, *, outputs, most):
       batch = files.read_npz(path)
     except (OSError, ValueError):
       continue
-    if batch.keys() != {*outputs, PICTURES} or any(len(batch[name]) != end - first for name in outputs):
+    if batch.keys() != {*outputs, PICTURES} or any(
+      len(batch[name]) != end - first for name in outputs
+    ):
       continue
     last = end
     yield batch

@@ -1,4 +1,6 @@
-"""What a config costs, without training: parameters, FLOPs, memory, and the largest micro-batch that fits."""
+"""What a config costs, without training: parameters, FLOPs, memory, and the largest micro-batch
+that fits.
+"""
 
 import functools
 import os
@@ -17,7 +19,8 @@ GB = 1e9
 
 
 def dry_run(config, *, mesh, memory_gb=None):
-  """Compile the training step of `config` on `mesh` and report its cost; nothing is allocated or trained.
+  """Compile the training step of `config` on `mesh` and report its cost; nothing is allocated or
+  trained.
 
   Args:
     config: the whole config.
@@ -25,9 +28,9 @@ def dry_run(config, *, mesh, memory_gb=None):
     memory_gb: of one device, in units of 1e9 bytes; None for what the device has.
 
   Returns:
-    {"parameters", "flops_forward", "flops_training" (per image), "num_devices", "backend", "micro_batch"
-    (per device), "state_bytes" (per device, by part), "temp_bytes" (per device), "peak_bytes" (per device),
-    "memory_bytes", "largest_micro_batch" (per device)}.
+    {"parameters", "flops_forward", "flops_training" (per image), "num_devices", "backend",
+    "micro_batch" (per device), "state_bytes" (per device, by part), "temp_bytes" (per device),
+    "peak_bytes" (per device), "memory_bytes", "largest_micro_batch" (per device)}.
 
   Raises:
     UserError: a batch size that the devices cannot share, or fields that do not fit each other.
@@ -71,14 +74,20 @@ class Costs:
     self._step = TrainStep(config, model=model, optimizer=optimizer, mesh=mesh, state=self.state)
 
   def state_bytes(self):
-    """{part: bytes a device}: what is there between the forward passes, and the gradients that every update makes."""
+    """{part: bytes a device}: what is there between the forward passes, and the gradients that
+    every update makes.
+    """
     size = lambda tree: sharding.bytes_per_device(tree, sharding.by_shape(self._mesh, tree))
     params = size(self.state.params)
     # the accumulator is the running total of loss and gradients
     accumulator = params + 4 if self._parts > 1 else 0
     return {
-      "parameters": params, "optimizer": size(self.state.opt_state), "ema": size(self.state.ema), "step": size(self.state.step),
-      "gradients": params, "accumulator": accumulator,
+      "parameters": params,
+      "optimizer": size(self.state.opt_state),
+      "ema": size(self.state.ema),
+      "step": size(self.state.step),
+      "gradients": params,
+      "accumulator": accumulator,
     }
 
   @functools.cache  # noqa: B019 (one for each dry run)
@@ -86,7 +95,8 @@ class Costs:
     """{"temp", "peak"}: bytes a device for a micro-batch of so many rows a device."""
     rows = micro_batch * self._mesh.size
     batch = {
-      "image": jax.ShapeDtypeStruct((rows, *self._image_shape), jnp.uint8), "label": jax.ShapeDtypeStruct((rows,), jnp.int32),
+      "image": jax.ShapeDtypeStruct((rows, *self._image_shape), jnp.uint8),
+      "label": jax.ShapeDtypeStruct((rows,), jnp.int32),
       "index": jax.ShapeDtypeStruct((rows,), jnp.uint32),
     }
     bytes_ = self.state_bytes()
@@ -95,13 +105,16 @@ class Costs:
     for _, program in self._step.compile(self.state, batch):
       memory = program.memory_analysis()
       new = memory.output_size_in_bytes - memory.alias_size_in_bytes
-      others = max(0, resident - memory.argument_size_in_bytes)  # of the state, what this program does not see
+      others = max(
+        0, resident - memory.argument_size_in_bytes
+      )  # of the state, what this program does not see
       temp = max(temp, memory.temp_size_in_bytes)
       peak = max(peak, memory.argument_size_in_bytes + memory.temp_size_in_bytes + new + others)
     return {"temp": temp, "peak": peak}
 
   def largest(self, memory, *, known):
-    """The largest micro-batch a device of 1, 2, 3, 4, 6, 8, 12, 16, ... whose peak is within `memory` bytes; 0 if none.
+    """The largest micro-batch a device of 1, 2, 3, 4, 6, 8, 12, 16, ... whose peak is within
+    `memory` bytes; 0 if none.
 
     Peak memory is close to a line in the batch: one through two sizes says where to
     look, and the answer is compiled to be sure.
@@ -135,13 +148,35 @@ def table(report):
   state = {name.replace("_", " "): n for name, n in report["state_bytes"].items() if n >= 1000}
   rows = [
     ("parameters", f"{report['parameters']:,}"),
-    ("FLOPs an image", f"{si(report['flops_forward'])}FLOP forward, {si(report['flops_training'])}FLOP with the backward pass (nothing recomputed)"),
-    ("devices", f"{report['num_devices']} of {report['backend']}, parameters split over {report['fsdp']}"),
-    ("batch", f"{report['batch_size']} = {report['num_devices']} devices x {report['accumulate']} micro-batches x {report['micro_batch']} images"),
-    ("state a device", f"{gb(sum(report['state_bytes'].values()))}: {', '.join(f'{name} {gb(n)}' for name, n in state.items())}"),
-    ("temporary a device", f"{gb(report['temp_bytes'])}, gradients included, compiled for {report['backend']}"),
+    (
+      "FLOPs an image",
+      f"{si(report['flops_forward'])}FLOP forward, {si(report['flops_training'])}FLOP with the "
+      f"backward pass (nothing recomputed)",
+    ),
+    (
+      "devices",
+      f"{report['num_devices']} of {report['backend']}, parameters split over {report['fsdp']}",
+    ),
+    (
+      "batch",
+      f"{report['batch_size']} = {report['num_devices']} devices x {report['accumulate']} "
+      f"micro-batches x {report['micro_batch']} images",
+    ),
+    (
+      "state a device",
+      f"{gb(sum(report['state_bytes'].values()))}: "
+      f"{', '.join(f'{name} {gb(n)}' for name, n in state.items())}",
+    ),
+    (
+      "temporary a device",
+      f"{gb(report['temp_bytes'])}, gradients included, compiled for {report['backend']}",
+    ),
     ("peak a device", gb(report["peak_bytes"])),
-    ("fits", f"in {gb(report['memory_bytes'])} a device: micro-batches of {report['largest_micro_batch'] or 'not even 1'} images a device"),
+    (
+      "fits",
+      f"in {gb(report['memory_bytes'])} a device: micro-batches of "
+      f"{report['largest_micro_batch'] or 'not even 1'} images a device",
+    ),
   ]
   text = "\n".join(f"{name:>18}  {value}" for name, value in rows)
   if on_cpu:
@@ -158,5 +193,8 @@ def si(number):
 def check(config):
   """Raise UserError if the config cannot be trained at all."""
   if "optimizer" not in config or "batch_size" not in config.train:
-    raise UserError("this config is of imported weights, which are not trained: there is no training step to measure.")
+    raise UserError(
+      "this config is of imported weights, which are not trained: there is no training step to "
+      "measure."
+    )
   config_lib.check_values(config)

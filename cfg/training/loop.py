@@ -18,6 +18,7 @@ from cfg.training.step import TrainStep, make_state
 
 log = logging.getLogger(__name__)
 
+
 class StopRequest:
   """Turns SIGTERM and Ctrl-C into a flag that the loop reads, so that it can save first."""
 
@@ -56,10 +57,15 @@ def train(config, *, dataset, mesh, workdir):
   """
   workdir = pathlib.Path(workdir)
   if (workdir / weights.NAME).exists() and not checkpoint.directory(workdir).is_dir():
-    raise UserError(f"the work directory {str(workdir)!r} holds imported weights, to sample from (--mode=sample): train in another --workdir.")
+    raise UserError(
+      f"the work directory {str(workdir)!r} holds imported weights, to sample from "
+      f"(--mode=sample): train in another --workdir."
+    )
   check_trainable(config, mesh=mesh)
   sharding.check_batch_size(mesh, "heldout.batch_size", config.heldout.batch_size)
-  model = unet.from_config(config.model, num_classes=dataset.num_classes, image_shape=dataset.image_shape)
+  model = unet.from_config(
+    config.model, num_classes=dataset.num_classes, image_shape=dataset.image_shape
+  )
   with checkpoint.Checkpoints(workdir, keep=config.train.keep_checkpoints) as checkpoints:
     meta = checkpoint.read_meta(workdir)
     if meta is not None:
@@ -72,22 +78,32 @@ def train(config, *, dataset, mesh, workdir):
       if meta["step"] == config.train.num_steps and checkpoints.intact(meta["step"]):
         log.info("training is complete at step %d: %s", meta["step"], workdir / "checkpoints")
         return
-    _train_from(config, model=model, dataset=dataset, mesh=mesh, workdir=workdir, checkpoints=checkpoints)
+    _train_from(
+      config, model=model, dataset=dataset, mesh=mesh, workdir=workdir, checkpoints=checkpoints
+    )
 
 
 def check_trainable(config, *, mesh):
   """Raise UserError unless the config's training settings can be used on this mesh."""
   train = config.train
   if train.accumulate < 1:
-    raise UserError(f"train.accumulate is {train.accumulate}: it must be the number of micro-batches of an update, at least 1.")
+    raise UserError(
+      f"train.accumulate is {train.accumulate}: it must be the number of micro-batches of an "
+      f"update, at least 1."
+    )
   if config.model.class_rows is not None:
-    raise UserError("model.class_rows is set: such a network has no null label, and training here drops labels. Leave it None.")
+    raise UserError(
+      "model.class_rows is set: such a network has no null label, and training here drops labels. "
+      "Leave it None."
+    )
   sharding.check_batch_size(mesh, "train.batch_size", train.batch_size, parts=train.accumulate)
 
 
 def _train_from(config, *, model, dataset, mesh, workdir, checkpoints):
   optimizer = optim.make_optimizer(**config.optimizer)
-  state = make_state(config, model=model, optimizer=optimizer, image_shape=dataset.image_shape, mesh=mesh)
+  state = make_state(
+    config, model=model, optimizer=optimizer, image_shape=dataset.image_shape, mesh=mesh
+  )
   restored = checkpoints.restore(target=state)
   if restored is not None:
     step, state, _ = restored
@@ -95,35 +111,59 @@ def _train_from(config, *, model, dataset, mesh, workdir, checkpoints):
     log.info("continuing at step %d of %d", step, config.train.num_steps)
   else:
     step = 0
-    files.write_text(workdir / "parameters.txt", parameter_overview.get_parameter_overview(state.params, include_stats=False) + "\n")
-    log.info("the network has %s parameters, listed in %s", f"{unet.num_params(state.params):,}", workdir / "parameters.txt")
+    files.write_text(
+      workdir / "parameters.txt",
+      parameter_overview.get_parameter_overview(state.params, include_stats=False) + "\n",
+    )
+    log.info(
+      "the network has %s parameters, listed in %s",
+      f"{unet.num_params(state.params):,}",
+      workdir / "parameters.txt",
+    )
 
   watcher = watch.Watcher(config, model=model, dataset=dataset, mesh=mesh, workdir=workdir)
   step_fn = TrainStep(config, model=model, optimizer=optimizer, mesh=mesh, state=state)
   stream = pipeline.train_stream(
-    dataset.train, batch_size=config.train.batch_size, seed=config.seed, start_step=step, num_steps=config.train.num_steps,
-    host_index=jax.process_index(), host_count=jax.process_count(), num_workers=config.train.get("data_workers", 0), place=step_fn.place,
+    dataset.train,
+    batch_size=config.train.batch_size,
+    seed=config.seed,
+    start_step=step,
+    num_steps=config.train.num_steps,
+    host_index=jax.process_index(),
+    host_count=jax.process_count(),
+    num_workers=config.train.get("data_workers", 0),
+    place=step_fn.place,
   )
   progress = logs.Progress("train", total=config.train.num_steps, unit="steps", initial=step)
   with logs.MetricsLog(workdir, step=step) as metrics_log, progress, stream, StopRequest() as stop:
     meter = make_meter(config, model=model, image_shape=dataset.image_shape, mesh=mesh)
-    observer = watch.Observer(config.train, watcher=watcher, metrics_log=metrics_log, progress=progress, meter=meter)
+    observer = watch.Observer(
+      config.train, watcher=watcher, metrics_log=metrics_log, progress=progress, meter=meter
+    )
     for batch in meter.waiting_for(stream):
       state, metrics = step_fn(state, batch)
       step += 1
       observer(step, state, metrics)
-      if watch.due(step, config.train.checkpoint_every_steps, config.train.num_steps) or stop.signal is not None:
+      if (
+        watch.due(step, config.train.checkpoint_every_steps, config.train.num_steps)
+        or stop.signal is not None
+      ):
         checkpoints.save(step, state=state, meta=describe(config, dataset=dataset, step=step))
         observer.skip_time()
       if stop.signal is not None and step < config.train.num_steps:
-        raise Stopped(f"stopped by signal {stop.signal} after step {step}, which was saved: run the same command to continue.")
+        raise Stopped(
+          f"stopped by signal {stop.signal} after step {step}, which was saved: run the same "
+          f"command to continue."
+        )
 
 
 def make_meter(config, *, model, image_shape, mesh):
   """The Meter of a run; the model's FLOPs are counted where the chip's peak is known."""
   peak = flops.peak(mesh.devices.flat[0].device_kind)
   cost = flops.of_network(model, image_shape=image_shape)[1] if peak else 0
-  return logs.Meter(batch_size=config.train.batch_size, num_devices=mesh.size, flops_per_image=cost, peak_flops=peak)
+  return logs.Meter(
+    batch_size=config.train.batch_size, num_devices=mesh.size, flops_per_image=cost, peak_flops=peak
+  )
 
 
 def describe(config, *, dataset, step):

@@ -37,7 +37,8 @@ def create(*, params, optimizer, ema_decays):
 
 
 def update_ema(ema, *, params, step):
-  """ema <- d ema + (1 - d) params in float32, d = min(decay, (1 + n) / (10 + n)) after update n = 1, 2, ...
+  """ema <- d ema + (1 - d) params in float32, d = min(decay, (1 + n) / (10 + n)) after update n =
+  1, 2, ...
 
   The smaller decay of the first updates lets a short run's average forget its
   start (as TensorFlow's ExponentialMovingAverage with num_updates).

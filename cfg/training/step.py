@@ -18,7 +18,8 @@ INIT, EXAMPLES, DROPOUT = range(3)
 
 
 def loss_and_gradients(params, batch, seed_key, *, model, logsnr_fn, p_uncond, flip):
-  """The loss of P's algorithm 1 (arXiv 2207.12598), mean over the rows of a batch, and its gradient.
+  """The loss of P's algorithm 1 (arXiv 2207.12598), mean over the rows of a batch, and its
+  gradient.
 
   Args:
     params: of `model`.
@@ -45,8 +46,13 @@ def loss_and_gradients(params, batch, seed_key, *, model, logsnr_fn, p_uncond, f
   def loss_fn(params):
     eps_fn = unet.make_eps_fn(model, params, dropout_key=dropout_key if model.dropout else None)
     loss, _ = losses.classifier_free_loss(
-      eps_fn=eps_fn, keys=key_loss, x=x, y=batch["label"],
-      logsnr_fn=logsnr_fn, p_uncond=p_uncond, null_label=model.num_classes,
+      eps_fn=eps_fn,
+      keys=key_loss,
+      x=x,
+      y=batch["label"],
+      logsnr_fn=logsnr_fn,
+      p_uncond=p_uncond,
+      null_label=model.num_classes,
     )
     return jnp.mean(loss)
 
@@ -54,7 +60,9 @@ def loss_and_gradients(params, batch, seed_key, *, model, logsnr_fn, p_uncond, f
 
 
 def apply_gradients(state, loss, grads, *, optimizer):
-  """One update of parameters and averages: (TrainState, {"loss", "grad_norm"}); the norm is before clipping."""
+  """One update of parameters and averages: (TrainState, {"loss", "grad_norm"}); the norm is before
+  clipping.
+  """
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
   step = state.step + 1
@@ -101,13 +109,16 @@ def state_init(config, *, model, optimizer, image_shape):
 
   def init(key):
     params = unet.init_params(model, key=key, image_shape=image_shape)
-    return train_state.create(params=params, optimizer=optimizer, ema_decays=config.train.ema_decays)
+    return train_state.create(
+      params=params, optimizer=optimizer, ema_decays=config.train.ema_decays
+    )
 
   return init
 
 
 class TrainStep:
-  """(state, a placed batch) -> (state, metrics): `train_step` jitted over the mesh, the state donated.
+  """(state, a placed batch) -> (state, metrics): `train_step` jitted over the mesh, the state
+  donated.
 
   `place` puts this host's batch on the devices; it may run ahead, in another thread.
 
@@ -121,27 +132,36 @@ class TrainStep:
     self._mesh, self._parts = mesh, config.train.accumulate
     self._seed_key = jax.random.key(config.seed)
     settings = dict(
-      model=model, logsnr_fn=functools.partial(schedules.cosine_logsnr, **config.schedule),
-      p_uncond=config.train.p_uncond, flip=config.train.flip,
+      model=model,
+      logsnr_fn=functools.partial(schedules.cosine_logsnr, **config.schedule),
+      p_uncond=config.train.p_uncond,
+      flip=config.train.flip,
     )
     whole, rows = sharding.replicated(mesh), sharding.batch_sharding(mesh)
     states = sharding.by_shape(mesh, state)
     totals = (whole, states.params)
     self._step = jax.jit(
       functools.partial(train_step, optimizer=optimizer, **settings),
-      in_shardings=(states, rows, whole), out_shardings=(states, whole), donate_argnums=0,
+      in_shardings=(states, rows, whole),
+      out_shardings=(states, whole),
+      donate_argnums=0,
     )
     self._zeros = jax.jit(
-      lambda: (jnp.zeros(()), jax.tree.map(lambda p: jnp.zeros(p.shape, p.dtype), state.params)), out_shardings=totals
+      lambda: (jnp.zeros(()), jax.tree.map(lambda p: jnp.zeros(p.shape, p.dtype), state.params)),
+      out_shardings=totals,
     )
     self._add = jax.jit(
       functools.partial(add_gradients, **settings),
-      in_shardings=(totals, states.params, rows, whole), out_shardings=totals, donate_argnums=0,
+      in_shardings=(totals, states.params, rows, whole),
+      out_shardings=totals,
+      donate_argnums=0,
     )
     # the total is not donated: no output of its own could take its place
     self._apply = jax.jit(
       functools.partial(apply_total, optimizer=optimizer, parts=self._parts),
-      in_shardings=(states, totals), out_shardings=(states, whole), donate_argnums=0,
+      in_shardings=(states, totals),
+      out_shardings=(states, whole),
+      donate_argnums=0,
     )
 
   def place(self, batch):
@@ -157,7 +177,11 @@ class TrainStep:
         total = self._add(total, state.params, part, self._seed_key)
       state, metrics = self._apply(state, total)
     if self.compilations() > 1:
-      warnings.warn("the training step was compiled again: its inputs changed shape, type or sharding", RuntimeWarning, stacklevel=1)
+      warnings.warn(
+        "the training step was compiled again: its inputs changed shape, type or sharding",
+        RuntimeWarning,
+        stacklevel=1,
+      )
     return state, metrics
 
   def compilations(self):
@@ -165,7 +189,9 @@ class TrainStep:
     return max(program._cache_size() for program in (self._step, self._add, self._apply))
 
   def compile(self, state, batch):
-    """[(name, compiled program)] for trees of ShapeDtypeStructs: the state, and one micro-batch of all hosts."""
+    """[(name, compiled program)] for trees of ShapeDtypeStructs: the state, and one micro-batch of
+    all hosts.
+    """
     if self._parts == 1:
       return [("step", self._step.lower(state, batch, self._seed_key).compile())]
     total = jax.eval_shape(self._zeros)
@@ -178,4 +204,7 @@ class TrainStep:
 def split(batch, parts):
   """A batch (a tree of numpy arrays) in `parts` equal ones, row after row."""
   size = len(batch["index"]) // parts
-  return [{name: np.asarray(a)[first : first + size] for name, a in batch.items()} for first in range(0, size * parts, size)]
+  return [
+    {name: np.asarray(a)[first : first + size] for name, a in batch.items()}
+    for first in range(0, size * parts, size)
+  ]

@@ -1,4 +1,6 @@
-"""Seeing that a run learns: held-out errors in bins of log-SNR, pictures of fixed noises, FID of few samples."""
+"""Seeing that a run learns: held-out errors in bins of log-SNR, pictures of fixed noises, FID of
+few samples.
+"""
 
 import functools
 import pathlib
@@ -19,7 +21,8 @@ from cfg.models import unet
 
 
 def heldout_errors(params, batch, key, *, model, logsnr_fn, num_bins):
-  """Eps-errors of rows at one fixed log-SNR in each of `num_bins` equal parts of u, with true and null labels.
+  """Eps-errors of rows at one fixed log-SNR in each of `num_bins` equal parts of u, with true and
+  null labels.
 
   Row i draws its u's and eps's from its index, so every call sees the same noise.
 
@@ -39,8 +42,11 @@ def heldout_errors(params, batch, key, *, model, logsnr_fn, num_bins):
   count = x.shape[0] * num_bins
   rows = lambda a: a.reshape(count, *a.shape[2:])
   error = functools.partial(
-    losses.eps_error, eps_fn=unet.make_eps_fn(model, params),
-    x=jnp.repeat(x, num_bins, axis=0), eps=rows(eps), logsnr=rows(logsnr),
+    losses.eps_error,
+    eps_fn=unet.make_eps_fn(model, params),
+    x=jnp.repeat(x, num_bins, axis=0),
+    eps=rows(eps),
+    logsnr=rows(logsnr),
   )
   true = error(y=jnp.repeat(y, num_bins))
   null = error(y=jnp.full((count,), model.num_classes))
@@ -54,10 +60,16 @@ class Watcher:
     self._config, self._model, self._dataset, self._mesh = config, model, dataset, mesh
     self._folder = pathlib.Path(workdir) / "previews"
     whole, rows = sharding.replicated(mesh), sharding.batch_sharding(mesh)
-    # steps from one FewSamples to the next; 0: never. A work directory may hold a config that is older than the section
+    # steps from one FewSamples to the next; 0: never. A work directory may hold a config that is
+    # older than the section
     self.few_every = config.get("watch", {}).get("every_steps", 0)
-    # now: it must not be in the middle of a run that a judge turns out to be poor, or a file not to be there
-    self.few_samples = FewSamples(config, model=model, dataset=dataset, mesh=mesh, workdir=workdir) if self.few_every else None
+    # now: it must not be in the middle of a run that a judge turns out to be poor, or a file not to
+    # be there
+    self.few_samples = (
+      FewSamples(config, model=model, dataset=dataset, mesh=mesh, workdir=workdir)
+      if self.few_every
+      else None
+    )
     self._logsnr_fn = functools.partial(schedules.cosine_logsnr, **config.schedule)
     errors = functools.partial(
       heldout_errors, model=model, logsnr_fn=self._logsnr_fn, num_bins=config.heldout.num_bins
@@ -65,7 +77,10 @@ class Watcher:
     self._errors = jax.jit(errors, in_shardings=(whole, rows, whole), out_shardings=rows)
     pictures = min(model.num_classes, config.preview.num_classes) * config.preview.num_per_class
     self._generator = Generator(
-      model=model, config=config, image_shape=dataset.image_shape, mesh=mesh,
+      model=model,
+      config=config,
+      image_shape=dataset.image_shape,
+      mesh=mesh,
       batch_size=sharding.round_up(mesh, min(pictures, config.sweep.batch_size)),
     )
 
@@ -84,7 +99,12 @@ class Watcher:
       total += np.asarray(errors, np.float64)[:valid].sum(axis=0)
       count += valid
     mean = total / count
-    edges = np.round(schedules.cosine_logsnr(np.linspace(0, 1, bins + 1), **self._config.schedule, xp=np), 1) + 0.0  # no -0.0
+    edges = (
+      np.round(
+        schedules.cosine_logsnr(np.linspace(0, 1, bins + 1), **self._config.schedule, xp=np), 1
+      )
+      + 0.0
+    )  # no -0.0
     values = {}
     for column, name in enumerate(("cond", "null")):
       values[f"heldout/loss_{name}"] = float(mean[:, column].mean())
@@ -94,7 +114,9 @@ class Watcher:
     return values
 
   def preview(self, params, step):
-    """Write previews/step_*.png: a row per class; the same noises at each of preview.w, side by side."""
+    """Write previews/step_*.png: a row per class; the same noises at each of preview.w, side by
+    side.
+    """
     config = self._config.preview
     rows = min(self._model.num_classes, config.num_classes)
     labels = np.repeat(np.arange(rows), config.num_per_class)
@@ -116,7 +138,8 @@ class Watcher:
 
 
 class FewSamples:
-  """FID and the rest of few samples while training, in the sweep's networks. Biased upwards: comparable along one run alone, hence the name.
+  """FID and the rest of few samples while training, in the sweep's networks. Biased upwards:
+  comparable along one run alone, hence the name.
 
   Args:
     config: the whole config; `watch` says how many samples, at which strengths.
@@ -128,11 +151,20 @@ class FewSamples:
     found = select.get_extractors(config, dataset=dataset, workdir=workdir)
     settings = config.sweep.copy_and_resolve_references()
     settings.num_samples = config.watch.num_samples
-    pairs = [references.references(config, settings, dataset=dataset, placed=placed.Placed(e, mesh), workdir=workdir) for e in found]
+    pairs = [
+      references.references(
+        config, settings, dataset=dataset, placed=placed.Placed(e, mesh), workdir=workdir
+      )
+      for e in found
+    ]
     self._train = references.together([train for train, _ in pairs])
     self._extractor = extractor_lib.together(found)
     self._generator = Generator(
-      model=model, config=config, image_shape=dataset.image_shape, mesh=mesh, extractor=self._extractor,
+      model=model,
+      config=config,
+      image_shape=dataset.image_shape,
+      mesh=mesh,
+      extractor=self._extractor,
       batch_size=sharding.round_up(mesh, min(config.watch.num_samples, config.sweep.batch_size)),
     )
 
@@ -142,8 +174,13 @@ class FewSamples:
     labels = index % self._num_classes
     for w in self._config.w:
       sums = statistics.Accumulator(self._extractor, block_of=np.zeros(len(index), int))
-      for rows, _, outputs in self._generator.batches(params, index=index, labels=labels, w=w, seed=0):
-        sums.add({name: np.asarray(a)[: rows.stop - rows.start] for name, a in outputs.items()}, labels[rows])
+      for rows, _, outputs in self._generator.batches(
+        params, index=index, labels=labels, w=w, seed=0
+      ):
+        sums.add(
+          {name: np.asarray(a)[: rows.stop - rows.start] for name, a in outputs.items()},
+          labels[rows],
+        )
       (measured,) = sums.blocks
       found = summary.of_few(measured, extractor=self._extractor, train=self._train)
       values |= {f"biased_n{len(index)}/w{w:g}/{name}": value for name, value in found.items()}
@@ -157,7 +194,13 @@ class Observer:
   """
 
   def __init__(self, config, *, watcher, metrics_log, progress, meter):
-    self._config, self._watcher, self._log, self._progress, self._meter = config, watcher, metrics_log, progress, meter
+    self._config, self._watcher, self._log, self._progress, self._meter = (
+      config,
+      watcher,
+      metrics_log,
+      progress,
+      meter,
+    )
     self._pending = None
 
   def __call__(self, step, state, metrics):

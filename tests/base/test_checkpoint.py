@@ -14,7 +14,10 @@ from cfg.base.errors import UserError
 
 def tree(seed):
   keys = jax.random.split(jax.random.key(seed), 2)
-  return {"params": {"a": jax.random.normal(keys[0], (64, 8)), "b": jax.random.normal(keys[1], (8,))}, "step": jnp.int32(seed)}
+  return {
+    "params": {"a": jax.random.normal(keys[0], (64, 8)), "b": jax.random.normal(keys[1], (8,))},
+    "step": jnp.int32(seed),
+  }
 
 
 @pytest.fixture
@@ -27,15 +30,23 @@ def saved(tmp_path):
 
 
 def largest_file(workdir, step):
-  return max((p for p in (workdir / "checkpoints" / str(step)).rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+  return max(
+    (p for p in (workdir / "checkpoints" / str(step)).rglob("*") if p.is_file()),
+    key=lambda p: p.stat().st_size,
+  )
 
 
 @pytest.mark.smoke
 def test_round_trip(saved, mesh8):
-  """Bits come back, with a target and a mesh or without; meta too; no more steps are kept than asked."""
+  """Bits come back, with a target and a mesh or without; meta too; no more steps are kept than
+  asked.
+  """
   with checkpoint.Checkpoints(saved) as checkpoints:
     assert checkpoints.steps() == [2, 1]
-    assert sorted(p.name for p in (saved / "checkpoints").glob("*.json")) == ["1.sha256.json", "2.sha256.json"]
+    assert sorted(p.name for p in (saved / "checkpoints").glob("*.json")) == [
+      "1.sha256.json",
+      "2.sha256.json",
+    ]
     step, state, meta = checkpoints.restore()
     assert step == 2 and meta == checkpoint.read_meta(saved) == {"step": 2, "config": {"a": [1, 2]}}
     assert trees.tree_hash(state) == trees.tree_hash(tree(2))
@@ -50,9 +61,14 @@ def flip(path):
   path.write_bytes(content)
 
 
-@pytest.mark.parametrize("damage", [flip, lambda path: path.write_bytes(path.read_bytes()[:10]), lambda path: path.unlink()])
+@pytest.mark.parametrize(
+  "damage",
+  [flip, lambda path: path.write_bytes(path.read_bytes()[:10]), lambda path: path.unlink()],
+)
 def test_a_damaged_step_falls_back(saved, caplog, damage):
-  """A flipped bit, a cut file, a lost file: the older step is opened, and the log says why; saving goes on from there."""
+  """A flipped bit, a cut file, a lost file: the older step is opened, and the log says why; saving
+  goes on from there.
+  """
   damage(largest_file(saved, 2))
   with caplog.at_level(logging.WARNING, "cfg"), checkpoint.Checkpoints(saved) as checkpoints:
     assert not checkpoints.intact(2) and checkpoints.intact(1)
@@ -75,7 +91,10 @@ def test_nothing_intact_is_an_error_and_nothing_there_is_none(saved, tmp_path_fa
   """All steps damaged: an error that says so. An empty directory: None."""
   for step in (1, 2):
     flip(largest_file(saved, step))
-  with checkpoint.Checkpoints(saved) as checkpoints, pytest.raises(UserError, match="none of the checkpoints"):
+  with (
+    checkpoint.Checkpoints(saved) as checkpoints,
+    pytest.raises(UserError, match="none of the checkpoints"),
+  ):
     checkpoints.restore()
   empty = tmp_path_factory.mktemp("empty")
   assert checkpoint.read_meta(empty) is None
@@ -90,12 +109,19 @@ def test_tree_hash_sees_everything(mesh8):
   assert trees.tree_hash(jax.device_put(base, sharding.replicated(mesh8))) == digest
   assert trees.tree_hash(jax.tree.map(np.asarray, base)) == digest
   a, b = base["params"]["a"], base["params"]["b"]
-  others = [{"a": a.at[0, 0].add(1e-6), "b": b}, {"a": a.astype(jnp.bfloat16), "b": b}, {"a": a.reshape(8, 64), "b": b}, {"a": a, "c": b}]
+  others = [
+    {"a": a.at[0, 0].add(1e-6), "b": b},
+    {"a": a.astype(jnp.bfloat16), "b": b},
+    {"a": a.reshape(8, 64), "b": b},
+    {"a": a, "c": b},
+  ]
   assert len({digest, *(trees.tree_hash({**base, "params": p}) for p in others)}) == 5
 
 
 def test_same_run(config, tmp_path):
-  """What changes what a step computes is another run, and is named; how far and how it is swept is not."""
+  """What changes what a step computes is another run, and is named; how far and how it is swept is
+  not.
+  """
   stored = config_lib.to_json(config)
   config.train.num_steps += 100
   config.train.log_every_steps += 1
@@ -104,7 +130,12 @@ def test_same_run(config, tmp_path):
   config.sweep.num_samples = 10
   config.judge.ch = 4
   config_lib.check_same_run(config, stored, workdir=tmp_path)
-  for section, field, value in [("train", "batch_size", 7), ("model", "ch", 24), ("data", "split_seed", 5), ("optimizer", "learning_rate", 1.0)]:
+  for section, field, value in [
+    ("train", "batch_size", 7),
+    ("model", "ch", 24),
+    ("data", "split_seed", 5),
+    ("optimizer", "learning_rate", 1.0),
+  ]:
     other = config.copy_and_resolve_references()
     other[section][field] = value
     with pytest.raises(UserError, match=f"{section}.{field} is {value}"):
@@ -118,7 +149,15 @@ def test_flatten_and_back(config):
   assert flat["train.batch_size"] == 16 and trees.unflatten(flat, separator=".") == values
 
 
-@pytest.mark.parametrize("section, field, value", [("train", "p_uncond", 1.5), ("train", "num_steps", 0), ("train", "ema_decays", (1.0,)), ("schedule", "logsnr_min", 30.0)])
+@pytest.mark.parametrize(
+  "section, field, value",
+  [
+    ("train", "p_uncond", 1.5),
+    ("train", "num_steps", 0),
+    ("train", "ema_decays", (1.0,)),
+    ("schedule", "logsnr_min", 30.0),
+  ],
+)
 def test_values_no_run_could_use(config, section, field, value):
   """The field and the value are named."""
   config_lib.check_values(config)

@@ -23,15 +23,28 @@ print(jax.device_count(), os.environ.get("XLA_FLAGS", ""), jax.config.jax_compil
 
 def start(recompute=False, **env):
   """What a fresh process sees after runtime.start: [devices, flags, cache]."""
-  kept = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR")}
-  done = subprocess.run([sys.executable, "-c", CODE.format(recompute=recompute)], capture_output=True, text=True, cwd=ROOT, env={**kept, **env}, check=True)
+  kept = {
+    k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR")
+  }
+  done = subprocess.run(
+    [sys.executable, "-c", CODE.format(recompute=recompute)],
+    capture_output=True,
+    text=True,
+    cwd=ROOT,
+    env={**kept, **env},
+    check=True,
+  )
   return done.stdout.strip().split("|")
 
 
 @pytest.mark.smoke
 def test_defaults_and_what_the_user_set(tmp_path):
-  """So many devices, the scheduler that saves memory, a cache in the user's folder with programs in it; the user's settings stay."""
-  devices, flags, cache = start(XDG_CACHE_HOME=str(tmp_path), JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0")
+  """So many devices, the scheduler that saves memory, a cache in the user's folder with programs in
+  it; the user's settings stay.
+  """
+  devices, flags, cache = start(
+    XDG_CACHE_HOME=str(tmp_path), JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0"
+  )
   assert devices == "3" and flags == "--xla_cpu_scheduler_type=CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"
   assert pathlib.Path(cache).parent == tmp_path / "cfg" and any(pathlib.Path(cache).iterdir())
   _, flags, _ = start(recompute=True, XDG_CACHE_HOME=str(tmp_path))

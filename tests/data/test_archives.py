@@ -1,4 +1,6 @@
-"""Archives read where they lie: ILSVRC2012's tars, Kaggle's zip, CIFAR-10's pickles; and what ImageNet's classes are called."""
+"""Archives read where they lie: ILSVRC2012's tars, Kaggle's zip, CIFAR-10's pickles; and what
+ImageNet's classes are called.
+"""
 
 import io
 import os
@@ -47,7 +49,9 @@ def tar_of(path, files, mode="w"):
 
 @pytest.fixture(scope="module")
 def images():
-  """({"n01440764/n01440764_0.JPEG": bytes}, {"ILSVRC2012_val_00000001.JPEG": bytes}): three classes of four, four to validate."""
+  """({"n01440764/n01440764_0.JPEG": bytes}, {"ILSVRC2012_val_00000001.JPEG": bytes}): three classes
+  of four, four to validate.
+  """
   photo = load_sample_image("china.jpg")[::8, ::8]
 
   def jpeg(shift):
@@ -55,7 +59,11 @@ def images():
     Image.fromarray(np.roll(photo, 9 * shift, axis=1)).save(out, "JPEG")
     return out.getvalue()
 
-  train = {f"{synset}/{synset}_{i}.JPEG": jpeg(4 * n + i) for n, synset in enumerate(SYNSETS) for i in range(4)}
+  train = {
+    f"{synset}/{synset}_{i}.JPEG": jpeg(4 * n + i)
+    for n, synset in enumerate(SYNSETS)
+    for i in range(4)
+  }
   val = {f"ILSVRC2012_val_{i:08d}.JPEG": jpeg(20 + i) for i in range(1, 5)}
   return train, val
 
@@ -84,28 +92,42 @@ def ilsvrc(images, tmp_path_factory):
   train, val = images
   inner = {}
   for synset in reversed(SYNSETS):
-    files = {name.split("/")[1]: data for name, data in reversed(train.items()) if name.startswith(synset)}
+    files = {
+      name.split("/")[1]: data for name, data in reversed(train.items()) if name.startswith(synset)
+    }
     inner[f"{synset}.tar"] = tar_of(root / "scratch", files)
   tar_of(root / imagenet.TRAIN_TAR, inner)
   tar_of(root / imagenet.VAL_TAR, dict(reversed(val.items())))
-  meta = np.array([(NUMBERS[s], s, "words") for s in SYNSETS], dtype=[("ILSVRC2012_ID", "O"), ("WNID", "O"), ("words", "O")])
+  meta = np.array(
+    [(NUMBERS[s], s, "words") for s in SYNSETS],
+    dtype=[("ILSVRC2012_ID", "O"), ("WNID", "O"), ("words", "O")],
+  )
   mat = io.BytesIO()
   scipy_io.savemat(mat, {"synsets": meta})
   truth = "".join(f"{NUMBERS[s]}\n" for s in VAL).encode()
   kit = "ILSVRC2012_devkit_t12/data/"
-  tar_of(root / imagenet.DEVKIT, {f"{kit}ILSVRC2012_validation_ground_truth.txt": truth, f"{kit}meta.mat": mat.getvalue()}, "w:gz")
+  tar_of(
+    root / imagenet.DEVKIT,
+    {f"{kit}ILSVRC2012_validation_ground_truth.txt": truth, f"{kit}meta.mat": mat.getvalue()},
+    "w:gz",
+  )
   (root / "scratch").unlink()
   return root
 
 
 def test_ilsvrc_tars(ilsvrc, expected, images, tmp_path):
-  """Tars in a tar, in any order, give what the extracted folders do; validation labels come through the devkit's numbers."""
+  """Tars in a tar, in any order, give what the extracted folders do; validation labels come through
+  the devkit's numbers.
+  """
   manifest = run(ilsvrc, tmp_path / "out", workers=2)
   assert manifest["input"] == "ilsvrc2012" and manifest["class_ids"] == list(SYNSETS)
   assert manifest["class_names"] == ["tench", "crane (n02012849)", "crane (n03126707)"]
   assert manifest["splits"]["val"]["class_counts"] == [1, 1, 2]
   train, _, _ = expected
-  assert shards(tmp_path / "out")["train-00000-of-00001.array_record"] == expected[1]["train-00000-of-00001.array_record"]
+  assert (
+    shards(tmp_path / "out")["train-00000-of-00001.array_record"]
+    == expected[1]["train-00000-of-00001.array_record"]
+  )
   # image by image: the flat folder is in the order of its names
   labels = [of_row(tmp_path / "out", manifest, "val", i)["label"] for i in range(4)]
   assert labels == [SYNSETS.index(synset) for synset in VAL]
@@ -113,7 +135,10 @@ def test_ilsvrc_tars(ilsvrc, expected, images, tmp_path):
   alone.mkdir()
   os.link(ilsvrc / imagenet.TRAIN_TAR, alone / imagenet.TRAIN_TAR)
   assert run(alone, tmp_path / "train_only")["splits"].keys() == {"train"}
-  assert run(alone / imagenet.TRAIN_TAR, tmp_path / "the_tar")["splits"]["train"] == manifest["splits"]["train"]
+  assert (
+    run(alone / imagenet.TRAIN_TAR, tmp_path / "the_tar")["splits"]["train"]
+    == manifest["splits"]["train"]
+  )
   os.link(ilsvrc / imagenet.VAL_TAR, alone / imagenet.VAL_TAR)
   with pytest.raises(UserError, match="devkit_t12.tar.gz, which holds its labels"):
     inputs.open_input(alone)
@@ -132,7 +157,10 @@ def kaggle(images):
   """{name: bytes} of Kaggle's archive, in miniature."""
   train, val = images
   base = "ILSVRC/Data/CLS-LOC"
-  boxes = "".join(f"{name.removesuffix('.JPEG')},{synset} 1 2 30 40 {synset} 5 6 70 80\n" for name, synset in zip(val, VAL))
+  boxes = "".join(
+    f"{name.removesuffix('.JPEG')},{synset} 1 2 30 40 {synset} 5 6 70 80\n"
+    for name, synset in zip(val, VAL)
+  )
   return {
     **{f"{base}/train/{name}": data for name, data in train.items()},
     **{f"{base}/val/{name}": data for name, data in val.items()},
@@ -145,7 +173,9 @@ def kaggle(images):
 
 @pytest.mark.parametrize("form", ["stored", "deflated", "extracted"])
 def test_kaggle(kaggle, expected, tmp_path, form):
-  """Zipped or extracted: the class folders' training shard to the byte; validation labels from the table of boxes."""
+  """Zipped or extracted: the class folders' training shard to the byte; validation labels from the
+  table of boxes.
+  """
   path = tmp_path / "imagenet"
   if form == "extracted":
     for name, data in kaggle.items():
@@ -153,39 +183,66 @@ def test_kaggle(kaggle, expected, tmp_path, form):
       (path / name).write_bytes(data)
   else:
     path = tmp_path / "imagenet.zip"
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED if form == "deflated" else zipfile.ZIP_STORED) as archive:
+    with zipfile.ZipFile(
+      path, "w", zipfile.ZIP_DEFLATED if form == "deflated" else zipfile.ZIP_STORED
+    ) as archive:
       for name, data in kaggle.items():
-        with archive.open(name, "w", force_zip64=True) as file:  # as in an archive of 155 GB: the local headers have an extra field
+        with archive.open(
+          name, "w", force_zip64=True
+        ) as file:  # as in an archive of 155 GB: the local headers have an extra field
           file.write(data)
   manifest = run(path, tmp_path / "out")
-  assert manifest["input"] == "kaggle" and shards(tmp_path / "out")["train-00000-of-00001.array_record"] == expected[1]["train-00000-of-00001.array_record"]
-  assert [of_row(tmp_path / "out", manifest, "val", i)["label"] for i in range(4)] == [SYNSETS.index(synset) for synset in VAL]
+  assert (
+    manifest["input"] == "kaggle"
+    and shards(tmp_path / "out")["train-00000-of-00001.array_record"]
+    == expected[1]["train-00000-of-00001.array_record"]
+  )
+  assert [of_row(tmp_path / "out", manifest, "val", i)["label"] for i in range(4)] == [
+    SYNSETS.index(synset) for synset in VAL
+  ]
 
 
 def test_kaggle_without_its_table(kaggle, tmp_path):
-  """Without the labels of the validation images there is no such split, and the manifest says why; with wrong ones it is an error."""
+  """Without the labels of the validation images there is no such split, and the manifest says why;
+  with wrong ones it is an error.
+  """
   path = tmp_path / "k.zip"
-  for change in ({"LOC_val_solution.csv": b"a,b\n1,2\n"}, {"LOC_val_solution.csv": None}, {"LOC_val_solution.csv": b"ImageId,PredictionString\nother,n01440764 1 2 3 4\n"}):
+  for change in (
+    {"LOC_val_solution.csv": b"a,b\n1,2\n"},
+    {"LOC_val_solution.csv": None},
+    {"LOC_val_solution.csv": b"ImageId,PredictionString\nother,n01440764 1 2 3 4\n"},
+  ):
     with zipfile.ZipFile(path, "w") as archive:
       for name, data in {**kaggle, **change}.items():
         if data is not None:
           archive.writestr(name, data)
     if change["LOC_val_solution.csv"] is None:
       found = inputs.open_input(path)
-      assert found.splits.keys() == {"train"} and "LOC_val_solution.csv" in found.ignored["ILSVRC/Data/CLS-LOC/val/"]
+      assert (
+        found.splits.keys() == {"train"}
+        and "LOC_val_solution.csv" in found.ignored["ILSVRC/Data/CLS-LOC/val/"]
+      )
     else:
-      with pytest.raises(UserError, match="nothing is known of ILSVRC2012_val_00000001.JPEG|not Kaggle's table"):
+      with pytest.raises(
+        UserError, match="nothing is known of ILSVRC2012_val_00000001.JPEG|not Kaggle's table"
+      ):
         inputs.open_input(path)
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar"])
 @pytest.mark.parametrize("top", ["", "my pictures/"])
 def test_archives_of_class_folders(expected, tmp_path, kind, top, monkeypatch):
-  """An archive of train and val, inside one folder or not, gives the extracted folder's bytes; hidden files and macOS's are passed over."""
+  """An archive of train and val, inside one folder or not, gives the extracted folder's bytes;
+  hidden files and macOS's are passed over.
+  """
   root = expected[2]
   monkeypatch.setattr(prepare, "SHARD_SIZE", 5)
   run(root, tmp_path / "wanted")
-  files = {f"{top}{p.relative_to(root).as_posix()}": p.read_bytes() for p in root.rglob("*.*") if p.is_file()}
+  files = {
+    f"{top}{p.relative_to(root).as_posix()}": p.read_bytes()
+    for p in root.rglob("*.*")
+    if p.is_file()
+  }
   files |= {f"{top}train/.DS_Store": b"x", f"__MACOSX/{top}train/{SYNSETS[0]}/._a.JPEG": b"x"}
   path = tmp_path / f"set.{kind}"
   if kind == "tar":
@@ -196,7 +253,11 @@ def test_archives_of_class_folders(expected, tmp_path, kind, top, monkeypatch):
       for name, data in files.items():
         archive.writestr(name, data)
   manifest = run(path, tmp_path / "out")
-  assert shards(tmp_path / "out") == shards(tmp_path / "wanted") and len(shards(tmp_path / "out")) == 5 and not manifest["ignored"]
+  assert (
+    shards(tmp_path / "out") == shards(tmp_path / "wanted")
+    and len(shards(tmp_path / "out")) == 5
+    and not manifest["ignored"]
+  )
 
 
 def test_damaged_members_are_rejected_by_name(expected, tmp_path):
@@ -211,14 +272,21 @@ def test_damaged_members_are_rejected_by_name(expected, tmp_path):
   raw[place.header + 60 + place.stored // 2] ^= 1
   path.write_bytes(raw)
   manifest = run(path, tmp_path / "out", max_rejected=0.2)
-  assert list(manifest["rejected"]) == [f"{SYNSETS[1]}/{SYNSETS[1]}_2.JPEG"] and "damaged" in next(iter(manifest["rejected"].values()))
+  assert list(manifest["rejected"]) == [f"{SYNSETS[1]}/{SYNSETS[1]}_2.JPEG"] and "damaged" in next(
+    iter(manifest["rejected"].values())
+  )
   assert manifest["splits"]["train"]["count"] == 11
 
 
 def test_archives_that_cannot_be_read(tmp_path, expected):
-  """Cut short, compressed as a whole, encrypted or of no known kind: one sentence with the path and what to do."""
+  """Cut short, compressed as a whole, encrypted or of no known kind: one sentence with the path and
+  what to do.
+  """
   _, _, root = expected
-  files = {p.relative_to(root / "train").as_posix(): p.read_bytes() for p in (root / "train").rglob("*.JPEG")}
+  files = {
+    p.relative_to(root / "train").as_posix(): p.read_bytes()
+    for p in (root / "train").rglob("*.JPEG")
+  }
   tar_of(tmp_path / "set.tar.gz", files, "w:gz")
   with pytest.raises(UserError, match="set.tar.gz.*extract it"):
     inputs.open_input(tmp_path / "set.tar.gz")
@@ -244,13 +312,24 @@ class Evil:
 def cifar():
   """{file: dict} of the python archive with four images a batch, as the published one was pickled."""
   rng = np.random.default_rng(0)
-  batch = lambda name: {"batch_label": name, "labels": [0, 1, 1, 0], "data": rng.integers(0, 256, (4, 3072), np.uint8), "filenames": ["a.png"] * 4}
-  return {**{f"data_batch_{i}": batch("b") for i in range(1, 6)}, "test_batch": batch("t"), "batches.meta": {"label_names": ["airplane", "automobile"], "num_vis": 3072}}
+  batch = lambda name: {
+    "batch_label": name,
+    "labels": [0, 1, 1, 0],
+    "data": rng.integers(0, 256, (4, 3072), np.uint8),
+    "filenames": ["a.png"] * 4,
+  }
+  return {
+    **{f"data_batch_{i}": batch("b") for i in range(1, 6)},
+    "test_batch": batch("t"),
+    "batches.meta": {"label_names": ["airplane", "automobile"], "num_vis": 3072},
+  }
 
 
 @pytest.mark.parametrize("protocol", [0, 2, 4])
 def test_cifar10_python(cifar, tmp_path, protocol):
-  """Each pickle protocol, extracted or as the .tar.gz that is published: the binary archive's shards to the byte."""
+  """Each pickle protocol, extracted or as the .tar.gz that is published: the binary archive's
+  shards to the byte.
+  """
   files = {name: pickle.dumps(content, protocol) for name, content in cifar.items()}
   (tmp_path / "py").mkdir()
   (tmp_path / "bin").mkdir()
@@ -260,7 +339,11 @@ def test_cifar10_python(cifar, tmp_path, protocol):
       rows = np.concatenate([np.uint8(cifar[name]["labels"])[:, None], cifar[name]["data"]], axis=1)
       rows.tofile(tmp_path / "bin" / f"{name}.bin")
   (tmp_path / "bin" / "batches.meta.txt").write_text("airplane\nautomobile\n\n")
-  tar_of(tmp_path / "cifar-10-python.tar.gz", {f"cifar-10-batches-py/{name}": data for name, data in files.items()}, "w:gz")
+  tar_of(
+    tmp_path / "cifar-10-python.tar.gz",
+    {f"cifar-10-batches-py/{name}": data for name, data in files.items()},
+    "w:gz",
+  )
   for name in ("py", "bin", "cifar-10-python.tar.gz"):
     manifest = run(tmp_path / name, tmp_path / f"out_{name}")
     assert manifest["class_names"] == ["airplane", "automobile"]
@@ -269,12 +352,23 @@ def test_cifar10_python(cifar, tmp_path, protocol):
 
 
 def test_cifar10_pickles_are_not_run(cifar, tmp_path, monkeypatch):
-  """A batch that asks for a function, or holds another array or label than CIFAR-10's, is refused; nothing is called."""
+  """A batch that asks for a function, or holds another array or label than CIFAR-10's, is refused;
+  nothing is called.
+  """
   monkeypatch.chdir(tmp_path)
   good = cifar["data_batch_1"]
   bad = [
-    Evil(), {**good, "data": Evil()}, {**good, "data": good["data"].astype(np.float32)}, {**good, "data": good["data"].astype(np.int8)}, {**good, "data": [1, 2]}, {**good, "labels": [0, 1, 1]},
-    {**good, "labels": [0, 1, 2, 0]}, {**good, "labels": [0, -1, 0, 0]}, {"labels": [0]}, [1], {**good, "data": good["data"][:, :9]},
+    Evil(),
+    {**good, "data": Evil()},
+    {**good, "data": good["data"].astype(np.float32)},
+    {**good, "data": good["data"].astype(np.int8)},
+    {**good, "data": [1, 2]},
+    {**good, "labels": [0, 1, 1]},
+    {**good, "labels": [0, 1, 2, 0]},
+    {**good, "labels": [0, -1, 0, 0]},
+    {"labels": [0]},
+    [1],
+    {**good, "data": good["data"][:, :9]},
   ]
   (tmp_path / "py").mkdir()
   for name, content in cifar.items():
@@ -290,11 +384,26 @@ def test_cifar10_pickles_are_not_run(cifar, tmp_path, monkeypatch):
 
 
 def test_synsets():
-  """1,000 in the alphabet's order, each name once whatever its case; a subset keeps its names, other folders theirs."""
+  """1,000 in the alphabet's order, each name once whatever its case; a subset keeps its names,
+  other folders theirs.
+  """
   table = imagenet.synsets()
-  assert len(table) == 1000 == len({name.lower() for name in table.values()}) and list(table) == sorted(table)
-  assert [list(table.values())[i] for i in (0, 1, 207, 999)] == ["tench", "goldfish", "golden retriever", "toilet tissue"]
-  assert {table["n02113186"], table["n02963159"]} == {"Cardigan (n02113186)", "cardigan (n02963159)"}
-  assert imagenet.class_names(["n01440764", "n02012849"]) == (("tench", "crane (n02012849)"), ("n01440764", "n02012849"))
+  assert len(table) == 1000 == len({name.lower() for name in table.values()}) and list(
+    table
+  ) == sorted(table)
+  assert [list(table.values())[i] for i in (0, 1, 207, 999)] == [
+    "tench",
+    "goldfish",
+    "golden retriever",
+    "toilet tissue",
+  ]
+  assert {table["n02113186"], table["n02963159"]} == {
+    "Cardigan (n02113186)",
+    "cardigan (n02963159)",
+  }
+  assert imagenet.class_names(["n01440764", "n02012849"]) == (
+    ("tench", "crane (n02012849)"),
+    ("n01440764", "n02012849"),
+  )
   assert imagenet.class_names(["n01440764", "cat"]) == (("n01440764", "cat"), None)
   assert imagenet.class_names([]) == ((), None)

@@ -25,7 +25,9 @@ def photo():
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory, photo):
-  """Two classes, one with a Chinese name, of odd and good files; an empty class; a note. (folder, readable, unreadable)"""
+  """Two classes, one with a Chinese name, of odd and good files; an empty class; a note. (folder,
+  readable, unreadable)
+  """
   root = tmp_path_factory.mktemp("in")
   for name in ("flower", "猫", "empty"):
     (root / name).mkdir()
@@ -56,29 +58,50 @@ def content(folder):
 
 
 def test_odd_files_become_a_data_set(pictures, tmp_path):
-  """What can be read is there in order, by the recipe; what cannot is listed with its reason; the empty class too."""
+  """What can be read is there in order, by the recipe; what cannot is listed with its reason; the
+  empty class too.
+  """
   manifest = run(pictures, tmp_path / "out")
-  assert manifest["class_names"] == ["flower", "猫"] and manifest["splits"]["train"]["class_counts"] == [12, 8]
+  assert manifest["class_names"] == ["flower", "猫"] and manifest["splits"]["train"][
+    "class_counts"
+  ] == [12, 8]
   assert set(manifest["rejected"]) == {"flower/cut.jpg", "猫/words.jpg"}
-  assert manifest["ignored"] == {"empty/": "a class without images", "猫/notes.txt": "not an image by its ending"}
+  assert manifest["ignored"] == {
+    "empty/": "a class without images",
+    "猫/notes.txt": "not an image by its ending",
+  }
   source = records.open_split(tmp_path / "out", manifest, "train")
-  good = sorted(f for f in pictures.rglob("*.*") if f.suffix in (".jpg", ".png") and f.name not in ("cut.jpg", "words.jpg"))
+  good = sorted(
+    f
+    for f in pictures.rglob("*.*")
+    if f.suffix in (".jpg", ".png") and f.name not in ("cut.jpg", "words.jpg")
+  )
   assert len(source) == len(good) == 20
   for i, file in enumerate(good):
     example = source[i]
-    assert manifest["class_names"][example["label"]] == file.parent.name and example["label"] == source.labels[i]
+    assert (
+      manifest["class_names"][example["label"]] == file.parent.name
+      and example["label"] == source.labels[i]
+    )
     np.testing.assert_array_equal(example["image"], recipes.area(decode.read_rgb(file), 16))
   text = prepare.report(manifest)
   for words in ("20 images of 16x16 in 2 classes of 8 to 12", "cut.jpg", "words.jpg", "empty/"):
     assert words in text
-  assert sorted(content(tmp_path / "out")) == ["labels.npz", "manifest.json", "train-00000-of-00001.array_record"]
+  assert sorted(content(tmp_path / "out")) == [
+    "labels.npz",
+    "manifest.json",
+    "train-00000-of-00001.array_record",
+  ]
 
 
 def test_odd_files_are_read_right(pictures, photo):
   """CMYK and grey as RGB, 16 bits by their high byte, a turned picture upright."""
   read = lambda name: decode.read_rgb(pictures / "flower" / name).astype(int)
   assert np.abs(read("cmyk.jpg") - photo).mean() < 12
-  assert np.abs(read("grey.jpg") - np.asarray(Image.fromarray(photo).convert("L"))[:, :, None]).mean() < 6
+  assert (
+    np.abs(read("grey.jpg") - np.asarray(Image.fromarray(photo).convert("L"))[:, :, None]).mean()
+    < 6
+  )
   np.testing.assert_array_equal(read("sixteen.png"), photo[:, :, :1].repeat(3, axis=2))
   assert np.abs(read("turned.jpg") - np.rot90(photo, -1)).mean() < 12
   for name, reason in (("cut.jpg", "truncated"), ("../猫/words.jpg", "cannot identify")):
@@ -87,7 +110,9 @@ def test_odd_files_are_read_right(pictures, photo):
 
 
 def test_equal_bytes(pictures, tmp_path, monkeypatch):
-  """Again, in another number of processes, and after kills at every shard: the same files to the byte."""
+  """Again, in another number of processes, and after kills at every shard: the same files to the
+  byte.
+  """
   monkeypatch.setattr(prepare, "SHARD_SIZE", 5)
   run(pictures, tmp_path / "a")
   expected = content(tmp_path / "a")
@@ -123,7 +148,15 @@ def test_a_killed_process_goes_on(pictures, tmp_path):
     (many / str(label)).mkdir(parents=True)
     for i in range(1500):
       os.link(pictures / "flower" / f"{i % 8}.jpg", many / str(label) / f"{i:04d}.jpg")
-  command = [sys.executable, "-m", "cfg.data.prepare", str(many), str(tmp_path / "out"), "--resolution=16", "--workers=1"]
+  command = [
+    sys.executable,
+    "-m",
+    "cfg.data.prepare",
+    str(many),
+    str(tmp_path / "out"),
+    "--resolution=16",
+    "--workers=1",
+  ]
   started = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
   while not list((tmp_path / "out").glob("train-*.json")):
     assert started.poll() is None
@@ -132,12 +165,16 @@ def test_a_killed_process_goes_on(pictures, tmp_path):
   with pytest.raises(UserError, match="not finished"):
     records.read_manifest(tmp_path / "out")
   done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-  assert done.returncode == 0 and "4,500 images of 16x16 in 3 classes of 1,500 to 1,500" in done.stdout
+  assert (
+    done.returncode == 0 and "4,500 images of 16x16 in 3 classes of 1,500 to 1,500" in done.stdout
+  )
   assert records.verify(tmp_path / "out") == []
 
 
 def test_refusals(pictures, tmp_path):
-  """Too many unreadable images, another data set in the folder, a folder in use, nothing to prepare: one paragraph, nothing made."""
+  """Too many unreadable images, another data set in the folder, a folder in use, nothing to
+  prepare: one paragraph, nothing made.
+  """
   with pytest.raises(UserError, match="2 of 22 images cannot be read"):
     run(pictures, tmp_path / "out", max_rejected=0.01)
   assert not (tmp_path / "out" / "manifest.json").exists()
@@ -175,19 +212,33 @@ def test_damage_is_noticed(pictures, tmp_path, config):
 
 
 def test_npz(tmp_path, photo):
-  """Images and labels in an archive; class names if it has them; pickled objects and wrong shapes are refused."""
+  """Images and labels in an archive; class names if it has them; pickled objects and wrong shapes
+  are refused.
+  """
   images = np.stack([np.roll(photo[:40, :40], i, axis=0) for i in range(6)])
   path = tmp_path / "set.npz"
-  np.savez(path, images=images, labels=np.array([0, 1, 2, 0, 1, 2]), class_names=np.array(["a", "b", "c"]))
+  np.savez(
+    path, images=images, labels=np.array([0, 1, 2, 0, 1, 2]), class_names=np.array(["a", "b", "c"])
+  )
   manifest = run(path, tmp_path / "out")
   assert manifest["name"] == "set" and manifest["class_names"] == ["a", "b", "c"]
   source = records.open_split(tmp_path / "out", manifest, "train")
   for i in range(6):
     np.testing.assert_array_equal(source[i]["image"], recipes.area(images[i], 16))
-  np.savez(path, images=images ^ 1, labels=np.array([0, 1, 2, 0, 1, 2]), class_names=np.array(["a", "b", "c"]))
+  np.savez(
+    path,
+    images=images ^ 1,
+    labels=np.array([0, 1, 2, 0, 1, 2]),
+    class_names=np.array(["a", "b", "c"]),
+  )
   with pytest.raises(UserError, match="other images"):
     run(path, tmp_path / "out")
-  bad = {"labels": np.arange(5)}, {"labels": np.array([0, 1, -1, 0, 1, 2])}, {"class_names": np.array(["a"])}, {"images": np.array([None] * 6)}
+  bad = (
+    {"labels": np.arange(5)},
+    {"labels": np.array([0, 1, -1, 0, 1, 2])},
+    {"class_names": np.array(["a"])},
+    {"images": np.array([None] * 6)},
+  )
   for change in bad:
     np.savez(path, **{"images": images, "labels": np.array([0, 1, 2, 0, 1, 2]), **change})
     with pytest.raises(UserError):
@@ -195,7 +246,9 @@ def test_npz(tmp_path, photo):
 
 
 def test_splits_of_a_folder_and_of_an_npz(pictures, tmp_path, photo):
-  """train and val side by side share their classes' numbers, and so do x_train and x_test; a class of val alone is refused."""
+  """train and val side by side share their classes' numbers, and so do x_train and x_test; a class
+  of val alone is refused.
+  """
   for split, names in (("train", "abc"), ("val", "bc")):
     for name in names:
       (tmp_path / "in" / split / name).mkdir(parents=True)
@@ -203,8 +256,14 @@ def test_splits_of_a_folder_and_of_an_npz(pictures, tmp_path, photo):
     (tmp_path / "in" / split / "b" / "bad.jpg").write_text("no picture")
   manifest = run(tmp_path / "in", tmp_path / "out", max_rejected=0.5)
   assert set(manifest["rejected"]) == {"train/b/bad.jpg", "val/b/bad.jpg"}
-  assert {name: split["class_counts"] for name, split in manifest["splits"].items()} == {"train": [1, 1, 1], "val": [0, 1, 1]}
-  assert [records.open_split(tmp_path / "out", manifest, "val")[i]["label"] for i in (0, 1)] == [1, 2]
+  assert {name: split["class_counts"] for name, split in manifest["splits"].items()} == {
+    "train": [1, 1, 1],
+    "val": [0, 1, 1],
+  }
+  assert [records.open_split(tmp_path / "out", manifest, "val")[i]["label"] for i in (0, 1)] == [
+    1,
+    2,
+  ]
   for file in ("0.JPEG", "bad.jpg"):
     (tmp_path / "in" / "train" / "b" / file).unlink()
   with pytest.raises(UserError, match="classes b in"):
@@ -215,15 +274,32 @@ def test_splits_of_a_folder_and_of_an_npz(pictures, tmp_path, photo):
     os.link(pictures / "flower" / "0.jpg", flat / name)
   found = inputs.open_input(flat)
   assert found.splits.keys() == {"train"}
-  assert found.ignored == {"train/1.jpg": "not in a class folder", "val/0.jpg": "not in a class folder", "val/": "no class folders with images"}
+  assert found.ignored == {
+    "train/1.jpg": "not in a class folder",
+    "val/0.jpg": "not in a class folder",
+    "val/": "no class folders with images",
+  }
   x = np.stack([photo[:20, :20]] * 3)
-  np.savez(tmp_path / "k.npz", x_train=x, y_train=np.uint8([0, 1, 2]), x_test=x[:1], y_test=np.uint8([1]), names=np.array(["a", "b", "c"]))
+  np.savez(
+    tmp_path / "k.npz",
+    x_train=x,
+    y_train=np.uint8([0, 1, 2]),
+    x_test=x[:1],
+    y_test=np.uint8([1]),
+    names=np.array(["a", "b", "c"]),
+  )
   found = inputs.open_input(tmp_path / "k.npz")
-  assert found.class_names == ("a", "b", "c") and found.splits["test"].labels.tolist() == [1] and len(found.splits["train"]) == 3
+  assert (
+    found.class_names == ("a", "b", "c")
+    and found.splits["test"].labels.tolist() == [1]
+    and len(found.splits["train"]) == 3
+  )
 
 
 def test_cifar10_binary(tmp_path):
-  """The published layout: five batches and the test batch, planes of colour; the test images are what is held out."""
+  """The published layout: five batches and the test batch, planes of colour; the test images are
+  what is held out.
+  """
   rng = np.random.default_rng(0)
   (tmp_path / "batches.meta.txt").write_text("airplane\nautomobile\n\n")
   pixels = {}
@@ -234,49 +310,120 @@ def test_cifar10_binary(tmp_path):
     pixels[batch] = rows[:, 1:]
   run(tmp_path, tmp_path / "out", resolution=32)
   manifest = records.read_manifest(tmp_path / "out")
-  assert {name: split["count"] for name, split in manifest["splits"].items()} == {"train": 20, "test": 4}
+  assert {name: split["count"] for name, split in manifest["splits"].items()} == {
+    "train": 20,
+    "test": 4,
+  }
   image = records.open_split(tmp_path / "out", manifest, "train")[5]["image"]
-  np.testing.assert_array_equal(image[3, 7], pixels["data_batch_2.bin"][1].reshape(3, 32, 32)[:, 3, 7])
+  np.testing.assert_array_equal(
+    image[3, 7], pixels["data_batch_2.bin"][1].reshape(3, 32, 32)[:, 3, 7]
+  )
   from ml_collections import ConfigDict
 
-  data = sources.load(ConfigDict(dict(name="prepared", path=str(tmp_path / "out"), resolution=32, num_classes=2)))
-  assert len(data.train) == 20 and len(data.heldout) == 4 and data.class_names == ("airplane", "automobile")
+  data = sources.load(
+    ConfigDict(dict(name="prepared", path=str(tmp_path / "out"), resolution=32, num_classes=2))
+  )
+  assert (
+    len(data.train) == 20
+    and len(data.heldout) == 4
+    and data.class_names == ("airplane", "automobile")
+  )
   (tmp_path / "data_batch_3.bin").unlink()
   with pytest.raises(UserError, match="data_batch_3.bin"):
     inputs.open_input(tmp_path)
 
 
 def test_cifar10_itself(tmp_path):
-  """The real 60,000 images, prepared and read back: their published mean and standard deviation, 5,000 and 1,000 of each class."""
+  """The real 60,000 images, prepared and read back: their published mean and standard deviation,
+  5,000 and 1,000 of each class.
+  """
   script = ROOT.parent / "shared" / "data" / "decode.py"
   if not script.exists():
     pytest.skip(f"there is no {script}")
   subprocess.run([sys.executable, script, "cifar10", tmp_path / "c.npz"], check=True)
   manifest = run(tmp_path / "c.npz", tmp_path / "out", resolution=32, workers=2)
-  assert {name: set(split["class_counts"]) for name, split in manifest["splits"].items()} == {"train": {5000}, "test": {1000}}
+  assert {name: set(split["class_counts"]) for name, split in manifest["splits"].items()} == {
+    "train": {5000},
+    "test": {1000},
+  }
   source = records.open_split(tmp_path / "out", manifest, "train")
   pixels = np.stack([source[i]["image"] for i in range(len(source))]).reshape(-1, 3)
-  np.testing.assert_allclose(pixels.mean(axis=0) / 255, [0.49139968, 0.48215841, 0.44653091], atol=1e-7)
-  np.testing.assert_allclose(pixels.std(axis=0) / 255, [0.24703223, 0.24348513, 0.26158784], atol=1e-7)
+  np.testing.assert_allclose(
+    pixels.mean(axis=0) / 255, [0.49139968, 0.48215841, 0.44653091], atol=1e-7
+  )
+  np.testing.assert_allclose(
+    pixels.std(axis=0) / 255, [0.24703223, 0.24348513, 0.26158784], atol=1e-7
+  )
 
 
 def test_a_prepared_set_trains(pictures, tmp_path):
   """From odd files to a trained step: prepare's own words are the options that training takes."""
   out = tmp_path / "out"
   made = subprocess.run(
-    [sys.executable, "-m", "cfg.data.prepare", str(pictures), str(out), "--resolution=8", "--max_rejected=0.2"], cwd=ROOT, capture_output=True, text=True
+    [
+      sys.executable,
+      "-m",
+      "cfg.data.prepare",
+      str(pictures),
+      str(out),
+      "--resolution=8",
+      "--max_rejected=0.2",
+    ],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
   )
   assert made.returncode == 0, made.stderr
   options = made.stdout.strip().splitlines()[-1].partition("is ready: ")[2].split()
-  narrow = ["--config.train.batch_size=4", "--config.train.num_steps=2", "--config.heldout.batch_size=4", "--config.sampler.num_steps=2"]
+  narrow = [
+    "--config.train.batch_size=4",
+    "--config.train.num_steps=2",
+    "--config.heldout.batch_size=4",
+    "--config.sampler.num_steps=2",
+  ]
   done = subprocess.run(
-    [sys.executable, "-m", "cfg.main", "--config=configs/digits.py", "--mode=train", f"--workdir={tmp_path / 'run'}", *options, *narrow,
-     "--config.preview.num_per_class=1", "--config.preview.w=(0.0,)", "--config.heldout.num_bins=2", "--config.model.ch=8", "--config.model.norm_groups=4",
-     "--config.model.ch_mult=(1,)", "--config.model.attn_resolutions=()"],
-    cwd=ROOT, capture_output=True, text=True,
+    [
+      sys.executable,
+      "-m",
+      "cfg.main",
+      "--config=configs/digits.py",
+      "--mode=train",
+      f"--workdir={tmp_path / 'run'}",
+      *options,
+      *narrow,
+      "--config.preview.num_per_class=1",
+      "--config.preview.w=(0.0,)",
+      "--config.heldout.num_bins=2",
+      "--config.model.ch=8",
+      "--config.model.norm_groups=4",
+      "--config.model.ch_mult=(1,)",
+      "--config.model.attn_resolutions=()",
+    ],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
   )
   assert done.returncode == 0, done.stderr
-  records_ = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+  records_ = [
+    json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+  ]
   assert any("loss" in r for r in records_)
-  refused = subprocess.run([sys.executable, "-m", "cfg.data.prepare", str(pictures), str(out), "--resolution=8", "--recipe=edm"], cwd=ROOT, capture_output=True, text=True)
-  assert refused.returncode == 1 and refused.stderr.startswith("error:") and "another prepared" in refused.stderr
+  refused = subprocess.run(
+    [
+      sys.executable,
+      "-m",
+      "cfg.data.prepare",
+      str(pictures),
+      str(out),
+      "--resolution=8",
+      "--recipe=edm",
+    ],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+  )
+  assert (
+    refused.returncode == 1
+    and refused.stderr.startswith("error:")
+    and "another prepared" in refused.stderr
+  )

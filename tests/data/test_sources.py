@@ -12,12 +12,18 @@ from cfg.data import pipeline, recipes, sources
 
 @pytest.mark.smoke
 def test_digits_are_split_by_class_at_random(digits, config):
-  """1,797 images; a fifth of each class held out, disjoint, seeded, not in the file's order; 17 grey levels."""
+  """1,797 images; a fifth of each class held out, disjoint, seeded, not in the file's order; 17
+  grey levels.
+  """
   assert len(digits.train) + len(digits.heldout) == 1797
   for label in range(10):
     held, kept = (np.sum(s.labels == label) for s in (digits.heldout, digits.train))
     assert abs(held - 0.2 * (held + kept)) < 1
-  assert len(np.unique(digits.train.images)) == 17 and digits.train.images.min() == 0 and digits.train.images.max() == 255
+  assert (
+    len(np.unique(digits.train.images)) == 17
+    and digits.train.images.min() == 0
+    and digits.train.images.max() == 255
+  )
   labels = np.repeat(np.arange(10), 50)
   train, heldout = sources.split(labels, fraction=0.2, seed=0)
   assert not set(train) & set(heldout) and len(train) + len(heldout) == 500
@@ -29,11 +35,17 @@ def test_split_keeps_a_row_on_each_side():
   """Two images of a class: one to train on, one to hold out, whatever the fraction."""
   for fraction in (0.01, 0.99):
     train, heldout = sources.split(np.array([0, 0, 1, 1]), fraction=fraction, seed=0)
-    assert sorted(np.array([0, 0, 1, 1])[train]) == sorted(np.array([0, 0, 1, 1])[heldout]) == [0, 1]
+    assert (
+      sorted(np.array([0, 0, 1, 1])[train]) == sorted(np.array([0, 0, 1, 1])[heldout]) == [0, 1]
+    )
 
 
 def stream(source, **kw):
-  return list(pipeline.train_stream(source, **{"batch_size": 32, "seed": 0, "start_step": 0, "num_steps": 100, **kw}))
+  return list(
+    pipeline.train_stream(
+      source, **{"batch_size": 32, "seed": 0, "start_step": 0, "num_steps": 100, **kw}
+    )
+  )
 
 
 @pytest.fixture(scope="module")
@@ -57,17 +69,31 @@ def test_stream_resumes_anywhere(digits, batches):
 @pytest.mark.parametrize("hosts", [2, 4])
 def test_global_batches_do_not_depend_on_hosts(digits, batches, hosts):
   """The hosts' shares, side by side, are the one host's batch in its order."""
-  shares = [stream(digits.train, host_index=h, host_count=hosts, num_steps=50) for h in range(hosts)]
+  shares = [
+    stream(digits.train, host_index=h, host_count=hosts, num_steps=50) for h in range(hosts)
+  ]
   for step in (0, 3, 49):
-    joined = {name: np.concatenate([s[step][name] for s in shares]) for name in ("image", "label", "index")}
+    joined = {
+      name: np.concatenate([s[step][name] for s in shares]) for name in ("image", "label", "index")
+    }
     assert same(joined, batches[step])
 
 
 @pytest.mark.parametrize("host", [0, 1])
 def test_worker_processes_change_nothing(digits, batches, host):
-  """Three workers, two hosts, from the middle of an epoch: the same shares of the same batches in the same order."""
+  """Three workers, two hosts, from the middle of an epoch: the same shares of the same batches in
+  the same order.
+  """
   with pipeline.train_stream(
-    digits.train, batch_size=32, seed=0, start_step=17, num_steps=60, host_index=host, host_count=2, num_workers=3, place=lambda batch: (batch, "placed")
+    digits.train,
+    batch_size=32,
+    seed=0,
+    start_step=17,
+    num_steps=60,
+    host_index=host,
+    host_count=2,
+    num_workers=3,
+    place=lambda batch: (batch, "placed"),
   ) as placed:
     got = list(placed)
   assert len(got) == 43 and {word for _, word in got} == {"placed"}
@@ -77,13 +103,23 @@ def test_worker_processes_change_nothing(digits, batches, host):
 
 
 def test_workers_share_no_memory(digits):
-  """Batches come through pipes: shared memory would be short in containers, and left over by a worker that ends at the wrong moment."""
+  """Batches come through pipes: shared memory would be short in containers, and left over by a
+  worker that ends at the wrong moment.
+  """
   place = pathlib.Path("/dev/shm")
   if not place.is_dir():
     pytest.skip(f"there is no {place} to look at")
   segments = lambda: {path.name for path in place.glob("psm_*")}
   before = segments()
-  with pipeline.train_stream(digits.train, batch_size=32, seed=0, start_step=0, num_steps=40, num_workers=2, place=lambda batch: batch) as placed:
+  with pipeline.train_stream(
+    digits.train,
+    batch_size=32,
+    seed=0,
+    start_step=0,
+    num_steps=40,
+    num_workers=2,
+    place=lambda batch: batch,
+  ) as placed:
     for _ in range(4):
       next(placed)
       assert not segments() - before
@@ -105,12 +141,22 @@ class Damaged:
 def test_what_a_worker_cannot_read_is_named():
   """The error of a worker process, and of the thread that places, is the one that a user reads."""
   with pytest.raises(UserError, match="file 40"):
-    with pipeline.train_stream(Damaged(), batch_size=8, seed=0, start_step=0, num_steps=8, num_workers=1, place=lambda batch: batch) as placed:
+    with pipeline.train_stream(
+      Damaged(),
+      batch_size=8,
+      seed=0,
+      start_step=0,
+      num_steps=8,
+      num_workers=1,
+      place=lambda batch: batch,
+    ) as placed:
       list(placed)
 
 
 def test_every_epoch_is_a_new_permutation(digits, batches):
-  """An epoch has every image once; the next has them in another order; the index is the place in the stream."""
+  """An epoch has every image once; the next has them in another order; the index is the place in
+  the stream.
+  """
   index = np.concatenate([b["index"] for b in batches])
   np.testing.assert_array_equal(index, np.arange(3200))
   pixels = np.concatenate([b["image"] for b in batches])
@@ -119,7 +165,9 @@ def test_every_epoch_is_a_new_permutation(digits, batches):
   rows = lambda a: sorted(map(bytes, a))
   assert rows(first) == rows(second) == rows(digits.train.images)
   assert not np.array_equal(first, second) and not np.array_equal(first, digits.train.images)
-  assert not np.array_equal(stream(digits.train, seed=1, num_steps=1)[0]["image"], batches[0]["image"])
+  assert not np.array_equal(
+    stream(digits.train, seed=1, num_steps=1)[0]["image"], batches[0]["image"]
+  )
 
 
 def test_stream_refuses_uneven_hosts(digits):
@@ -131,8 +179,12 @@ def test_stream_refuses_uneven_hosts(digits):
 def test_epoch_batches_cover_everything_once(digits):
   """In order, one shape; the last is padded and says how much is real."""
   got = list(pipeline.epoch_batches(digits.heldout, batch_size=100))
-  assert [valid for _, valid in got] == [100, 100, 100, 59] and {len(b["label"]) for b, _ in got} == {100}
-  np.testing.assert_array_equal(np.concatenate([b["image"][:v] for b, v in got]), digits.heldout.images)
+  assert [valid for _, valid in got] == [100, 100, 100, 59] and {
+    len(b["label"]) for b, _ in got
+  } == {100}
+  np.testing.assert_array_equal(
+    np.concatenate([b["image"][:v] for b, v in got]), digits.heldout.images
+  )
 
 
 def test_every_nth_is_evenly_spaced(digits):
@@ -166,7 +218,9 @@ def name_of(rows, i):
 
 
 def test_folder_of_class_folders(folder):
-  """Classes by name, labels by folder, pictures as uint8 RGB squares; a fifth of each class held out."""
+  """Classes by name, labels by folder, pictures as uint8 RGB squares; a fifth of each class held
+  out.
+  """
   path, load = folder
   data = load()
   assert data.class_names == ("zebra", "猫") and data.image_shape == (8, 8, 3)
@@ -180,7 +234,9 @@ def test_folder_of_class_folders(folder):
 
 
 def test_a_folder_follows_its_recipe(folder):
-  """Each recipe gives its own images, those of data.recipes; an unknown one is answered with the known."""
+  """Each recipe gives its own images, those of data.recipes; an unknown one is answered with the
+  known.
+  """
   _, load = folder
   found = {}
   for name, recipe in recipes.RECIPES.items():
@@ -188,13 +244,17 @@ def test_a_folder_follows_its_recipe(folder):
     found[name] = source[0]["image"]
     with Image.open(source.source.part.root / name_of(source, 0)) as image:
       np.testing.assert_array_equal(found[name], recipe(np.asarray(image.convert("RGB")), 8))
-  assert not np.array_equal(found["area"], found["adm"]) and not np.array_equal(found["adm"], found["edm"])
+  assert not np.array_equal(found["area"], found["adm"]) and not np.array_equal(
+    found["adm"], found["edm"]
+  )
   with pytest.raises(UserError, match="data.recipe is 'are'.*did you mean 'area'"):
     load(recipe="are")
 
 
 def test_folder_errors_name_the_place(folder, tmp_path_factory, caplog):
-  """Missing, empty, too few, not an image: one sentence each, with the path; an empty class and other files are passed over aloud."""
+  """Missing, empty, too few, not an image: one sentence each, with the path; an empty class and
+  other files are passed over aloud.
+  """
   path, load = folder
   with pytest.raises(UserError, match="is not a folder"):
     load(path=str(path / "nowhere"))
@@ -230,7 +290,9 @@ def test_a_folder_s_own_split_is_held_out(folder):
   assert data.class_names == ("zebra", "猫") and (len(data.train), len(data.heldout)) == (6, 4)
   assert [int(data.heldout[i]["label"]) for i in range(4)] == [0, 0, 1, 1]
   with Image.open(path / "val" / "猫" / "1.png") as image:
-    np.testing.assert_array_equal(data.heldout[3]["image"], recipes.area(np.asarray(image.convert("RGB")), 8))
+    np.testing.assert_array_equal(
+      data.heldout[3]["image"], recipes.area(np.asarray(image.convert("RGB")), 8)
+    )
 
 
 def test_a_truncated_image_is_named_when_it_is_read(folder):

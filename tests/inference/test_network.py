@@ -1,4 +1,6 @@
-"""Weights out and in: bit-identical, self-describing; any network opens with one function on any devices."""
+"""Weights out and in: bit-identical, self-describing; any network opens with one function on any
+devices.
+"""
 
 import json
 import os
@@ -28,7 +30,9 @@ ROOT = paths.ROOT
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
-  """A work directory whose checkpoint was saved from eight devices, its large arrays split over four of them."""
+  """A work directory whose checkpoint was saved from eight devices, its large arrays split over
+  four of them.
+  """
   from configs import digits as digits_config
 
   config = digits_config.get_config()
@@ -37,12 +41,22 @@ def workdir(tmp_path_factory):
   mesh = sharding.make_mesh(jax.devices()[:8], fsdp=4)
   model = unet.from_config(config.model, num_classes=10, image_shape=(8, 8, 1))
   optimizer = optim.make_optimizer(**config.optimizer)
-  state = step.make_state(config, model=model, optimizer=optimizer, image_shape=(8, 8, 1), mesh=mesh)
-  noisy = jax.jit(lambda ema: jax.tree.map(lambda p: p + 0.1 * jax.random.normal(jax.random.key(1), p.shape), ema))
+  state = step.make_state(
+    config, model=model, optimizer=optimizer, image_shape=(8, 8, 1), mesh=mesh
+  )
+  noisy = jax.jit(
+    lambda ema: jax.tree.map(lambda p: p + 0.1 * jax.random.normal(jax.random.key(1), p.shape), ema)
+  )
   state = state.replace(ema={**state.ema, "0.99": noisy(state.ema["0.99"])})
   assert any(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(state.ema))
   path = tmp_path_factory.mktemp("work")
-  meta = {"step": 3, "config": config_lib.to_json(config), "data_name": "digits", "class_names": list("0123456789"), "image_shape": [8, 8, 1]}
+  meta = {
+    "step": 3,
+    "config": config_lib.to_json(config),
+    "data_name": "digits",
+    "class_names": list("0123456789"),
+    "image_shape": [8, 8, 1],
+  }
   with checkpoint.Checkpoints(path) as checkpoints:
     checkpoints.save(3, state=state, meta=meta)
   return path, trees.tree_hash(state.ema["0.99"])
@@ -52,15 +66,27 @@ def test_a_work_directory_knows_its_config(workdir, tmp_path):
   """Without --config the command takes the directory's own, number of virtual devices included, and exports what was trained."""
   path, sha = workdir
   done = subprocess.run(
-    [sys.executable, "-m", "cfg.main", f"--workdir={path}", "--mode=export", "--config.train.fsdp=1", f"--out={tmp_path / 'w.safetensors'}"],
-    cwd=ROOT, capture_output=True, text=True,
+    [
+      sys.executable,
+      "-m",
+      "cfg.main",
+      f"--workdir={path}",
+      "--mode=export",
+      "--config.train.fsdp=1",
+      f"--out={tmp_path / 'w.safetensors'}",
+    ],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
   )
   assert done.returncode == 0, done.stderr
   assert sha[:12] in done.stdout and (tmp_path / "w.safetensors").is_file()
 
 
 def test_a_checkpoint_of_eight_devices_opens_on_one(workdir):
-  """In another process that has one CPU device, with one function, knowing neither config, tree nor mesh."""
+  """In another process that has one CPU device, with one function, knowing neither config, tree nor
+  mesh.
+  """
   path, expected = workdir
   code = f"""
 import jax
@@ -71,12 +97,16 @@ assert jax.device_count() == 1
 print(t.checkpoint_hash, t.step, t.ema, t.image_shape, len(t.class_names))
 """
   env = {**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
-  out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=True).stdout
+  out = subprocess.run(
+    [sys.executable, "-c", code], capture_output=True, text=True, env=env, check=True
+  ).stdout
   assert out.split("\n")[0] == f"{expected} 3 0.99 (8, 8, 1) 10"
 
 
 def test_weights_round_trip(workdir, tmp_path):
-  """Out and in, every bit of the parameters, and all that is needed to sample; the other average by name."""
+  """Out and in, every bit of the parameters, and all that is needed to sample; the other average by
+  name.
+  """
   path, expected = workdir
   out = tmp_path / "net.safetensors"
   trained.export(path, out)
@@ -95,7 +125,9 @@ def test_weights_round_trip(workdir, tmp_path):
 
 
 def test_damaged_and_foreign_weights(workdir, tmp_path):
-  """A cut file, another project's file, a missing field and wrong shapes are refused in one paragraph."""
+  """A cut file, another project's file, a missing field and wrong shapes are refused in one
+  paragraph.
+  """
   path, _ = workdir
   good, bad = tmp_path / "good.safetensors", tmp_path / "bad.safetensors"
   trained.export(path, good)
@@ -108,10 +140,19 @@ def test_damaged_and_foreign_weights(workdir, tmp_path):
   params, meta = weights.read(good)
   with pytest.raises(ValueError, match="lacks"):
     weights.write(bad, params=params, meta={"config": {}})
-  safetensors.numpy.save_file({"a": np.zeros(1)}, bad, metadata={"format": weights.FORMAT, "meta": json.dumps({"step": 1})})
+  safetensors.numpy.save_file(
+    {"a": np.zeros(1)}, bad, metadata={"format": weights.FORMAT, "meta": json.dumps({"step": 1})}
+  )
   with pytest.raises(UserError, match="does not tell its config"):
     trained.open_trained(bad)
-  weights.write(bad, params={**params, "conv_in": {"kernel": np.zeros((3, 3, 1, 7), np.float32), "bias": params["conv_in"]["bias"]}}, meta=meta)
+  weights.write(
+    bad,
+    params={
+      **params,
+      "conv_in": {"kernel": np.zeros((3, 3, 1, 7), np.float32), "bias": params["conv_in"]["bias"]},
+    },
+    meta=meta,
+  )
   with pytest.raises(UserError, match="1 differ, conv_in/kernel first"):
     trained.open_trained(bad)
   with pytest.raises(UserError, match="no checkpoint"):
@@ -126,21 +167,37 @@ def imported(tmp_path, monkeypatch):
   monkeypatch.setattr(torch_file, "read", lambda path: reference.state)
   file = tmp_path / "model.pt"
   file.write_bytes(b"stands for the checkpoint")
-  options = [str(file), str(tmp_path / "work"), "--image_size=16", "--head_dim=16", "--attention_order=new", "--schedule=linear"]
+  options = [
+    str(file),
+    str(tmp_path / "work"),
+    "--image_size=16",
+    "--head_dim=16",
+    "--attention_order=new",
+    "--schedule=linear",
+  ]
   adm.main(options)
   return tmp_path / "work", reference
 
 
 def test_an_imported_network_is_sampled_from(imported, mesh8):
-  """Its grid ends where its own schedule does; w = 0 works; any other w is refused with the remedies; no second import on top."""
+  """Its grid ends where its own schedule does; w = 0 works; any other w is refused with the
+  remedies; no second import on top.
+  """
   work, reference = imported
   network = trained.open_trained(work)
   config = network.config
-  assert (round(config.schedule.logsnr_max, 2), round(config.schedule.logsnr_min, 2)) == (9.21, -10.12)
+  assert (round(config.schedule.logsnr_max, 2), round(config.schedule.logsnr_min, 2)) == (
+    9.21,
+    -10.12,
+  )
   x = np.random.default_rng(0).normal(size=(1, 3, 16, 16))
   expected = reference.forward(x, np.array([0.0]), np.array([2]))[:, :3]
   eps_fn = jax.jit(unet.make_eps_fn(network.model, network.params))
-  out = eps_fn(jnp.asarray(np.moveaxis(x, 1, -1), jnp.float32), jnp.float32([config.schedule.logsnr_max]), jnp.int32([2]))
+  out = eps_fn(
+    jnp.asarray(np.moveaxis(x, 1, -1), jnp.float32),
+    jnp.float32([config.schedule.logsnr_max]),
+    jnp.int32([2]),
+  )
   np.testing.assert_allclose(np.moveaxis(out, -1, 1), expected, atol=1e-4)
   config.sampler.num_steps = 3
   folder = pictures.sample(config, mesh=mesh8, workdir=work, labels=["2"], num=2, w=0.0, seed=0)
@@ -173,11 +230,20 @@ def test_an_imported_network_is_swept_at_w_0(imported, mesh8, tmp_path):
 
 
 def test_the_command_line_finds_the_config_itself(imported):
-  """--workdir alone is enough to sample, and any field can still be overridden; training on top is refused."""
+  """--workdir alone is enough to sample, and any field can still be overridden; training on top is
+  refused.
+  """
   work, _ = imported
   command = [sys.executable, "-m", "cfg.main", f"--workdir={work}"]
   run = lambda *args: subprocess.run([*command, *args], capture_output=True, text=True, cwd=ROOT)
-  done = run("--mode=sample", "--w=0", "--num=1", "--label=1", "--config.sampler.num_steps=2", "--config.sampler.name=ddim")
+  done = run(
+    "--mode=sample",
+    "--w=0",
+    "--num=1",
+    "--label=1",
+    "--config.sampler.num_steps=2",
+    "--config.sampler.name=ddim",
+  )
   assert done.returncode == 0, done.stderr
   about = json.loads((work / "samples" / "w0_seed0" / "samples.json").read_text())["about"]
   assert about["sampler"] == "ddim" and about["num_steps"] == 2

@@ -39,9 +39,16 @@ def weights(pth):
 
 
 def test_every_format_is_the_same_network(state, weights, tmp_path):
-  """The graph (.pb), the folded arrays and our own file of the same weights give the parameters of the port's file, bit by bit, whatever their names."""
+  """The graph (.pb), the folded arrays and our own file of the same weights give the parameters of
+  the port's file, bit by bit, whatever their names.
+  """
   params, info = weights
-  assert info == {"format": "PyTorch", "file": "pt_inception.pth", "weights_sha256": trees.tree_hash(params), "complete": True}
+  assert info == {
+    "format": "PyTorch",
+    "file": "pt_inception.pth",
+    "weights_sha256": trees.tree_hash(params),
+    "complete": True,
+  }
   inception_files.write_graph(tmp_path / "a", state)
   inception_files.write_folded(tmp_path / "b", state)
   interop.write(tmp_path / "c", params)
@@ -58,12 +65,20 @@ def test_a_graph_tells_its_own_epsilon_and_scale(state, tmp_path):
   inception_files.write_graph(tmp_path / "a.pb", state, epsilon=0.5, scaled=False)
   params, _ = interop.read(tmp_path / "a.pb")
   scale = 1 / np.sqrt(state["Conv2d_1a_3x3.bn.running_var"] + 0.5)
-  np.testing.assert_allclose(params["conv"]["kernel"], state["Conv2d_1a_3x3.conv.weight"].transpose(2, 3, 1, 0) * scale, rtol=1e-6)
-  np.testing.assert_allclose(params["conv"]["bias"], state["Conv2d_1a_3x3.bn.bias"] - 0.25 * scale, rtol=1e-5, atol=1e-6)
+  np.testing.assert_allclose(
+    params["conv"]["kernel"],
+    state["Conv2d_1a_3x3.conv.weight"].transpose(2, 3, 1, 0) * scale,
+    rtol=1e-6,
+  )
+  np.testing.assert_allclose(
+    params["conv"]["bias"], state["Conv2d_1a_3x3.bn.bias"] - 0.25 * scale, rtol=1e-5, atol=1e-6
+  )
 
 
 def test_part_of_the_weights(state, tmp_path):
-  """Up to mixed_8 they are read, kept and used; what needs more is refused by name; so is an unknown output."""
+  """Up to mixed_8 they are read, kept and used; what needs more is refused by name; so is an
+  unknown output.
+  """
   inception_files.write_folded(tmp_path / "a.npz", state, until="mixed_9/tower/conv")
   params, info = interop.read(tmp_path / "a.npz")
   assert not info["complete"] and "mixed_9" in params
@@ -71,19 +86,36 @@ def test_part_of_the_weights(state, tmp_path):
   again, about = interop.read(tmp_path / "b.safetensors")
   assert (about["weights_sha256"], about["complete"]) == (info["weights_sha256"], False)
   pixels = np.zeros((1, 8, 8, 3), np.uint8)
-  shapes = jax.eval_shape(lambda params: inception.apply(params, pixels, outputs=("mixed_8", "mixed_7", "spatial")), again)
-  assert {name: a.shape for name, a in shapes.items()} == {"mixed_8": (1, 1280), "mixed_7": (1, 768), "spatial": (1, 2023)}
-  with pytest.raises(UserError, match="pool_3, logits cannot be computed without mixed_.*more.*enough for spatial, mixed_7, mixed_8;"):
+  shapes = jax.eval_shape(
+    lambda params: inception.apply(params, pixels, outputs=("mixed_8", "mixed_7", "spatial")), again
+  )
+  assert {name: a.shape for name, a in shapes.items()} == {
+    "mixed_8": (1, 1280),
+    "mixed_7": (1, 768),
+    "spatial": (1, 2023),
+  }
+  with pytest.raises(
+    UserError,
+    match="pool_3, logits cannot be computed without mixed_.*more.*enough for spatial, mixed_7, "
+    "mixed_8;",
+  ):
     inception.apply(params, pixels, outputs=("mixed_8", "pool_3", "logits"))
   with pytest.raises(UserError, match="no output 'pool3': did you mean 'pool_3'"):
     inception.apply(params, pixels, outputs=("pool3",))
 
 
-@pytest.mark.parametrize("lacking, able", [
-  (None, "spatial mixed_7 mixed_8 pool_3 logits logits_no_bias"), ("softmax/bias", "spatial mixed_7 mixed_8 pool_3"),
-  ("mixed_10/tower_1/mixed/conv_1/bias", "spatial mixed_7 mixed_8"), ("mixed_8/tower/conv/kernel", "spatial mixed_7"),
-  ("mixed_7/conv/bias", "spatial"), ("mixed_6/conv/bias", ""), ("conv_4/kernel", ""),
-])
+@pytest.mark.parametrize(
+  "lacking, able",
+  [
+    (None, "spatial mixed_7 mixed_8 pool_3 logits logits_no_bias"),
+    ("softmax/bias", "spatial mixed_7 mixed_8 pool_3"),
+    ("mixed_10/tower_1/mixed/conv_1/bias", "spatial mixed_7 mixed_8"),
+    ("mixed_8/tower/conv/kernel", "spatial mixed_7"),
+    ("mixed_7/conv/bias", "spatial"),
+    ("mixed_6/conv/bias", ""),
+    ("conv_4/kernel", ""),
+  ],
+)
 def test_what_weights_are_enough_for(lacking, able):
   """Without one array there are the outputs before it, and no others."""
   there = {name: shape for name, shape in inception.layout().items() if name != lacking}
@@ -94,17 +126,35 @@ def small(**changes):
   """The arrays of a folded file that ends after the stem, changed."""
   arrays = {}
   for scope, (_, kernel) in list(reference.convolutions().items())[:5]:
-    arrays |= {f"{scope}/folded_weights": np.zeros((*kernel[2:], kernel[1], kernel[0]), np.float32), f"{scope}/folded_bias": np.zeros(kernel[0])}
+    arrays |= {
+      f"{scope}/folded_weights": np.zeros((*kernel[2:], kernel[1], kernel[0]), np.float32),
+      f"{scope}/folded_bias": np.zeros(kernel[0]),
+    }
   return arrays | changes
 
 
-@pytest.mark.parametrize("arrays, words", [
-  (small(), "a.npz', read as folded arrays, has too little of .*lacks mixed/conv/bias, .*\\.\\.\\."),
-  (small(**{"conv_9/folded_bias": np.zeros(3)}), "is not the Inception network of 2015-12-05: it has 1 arrays that .*: conv_9/folded_bias"),
-  (small(**{"conv/folded_bias": np.zeros(3)}), "conv/folded_bias has shape \\(3,\\), not \\(32,\\)"),
-  (small(**{"conv/folded_bias": np.array(["x"] * 32)}), "conv/folded_bias is not of numbers"),
-  (small(**{"conv/folded_bias": np.full(32, np.nan)}), "damaged: conv/bias has numbers that are not finite"),
-])
+@pytest.mark.parametrize(
+  "arrays, words",
+  [
+    (
+      small(),
+      "a.npz', read as folded arrays, has too little of .*lacks mixed/conv/bias, .*\\.\\.\\.",
+    ),
+    (
+      small(**{"conv_9/folded_bias": np.zeros(3)}),
+      "is not the Inception network of 2015-12-05: it has 1 arrays that .*: conv_9/folded_bias",
+    ),
+    (
+      small(**{"conv/folded_bias": np.zeros(3)}),
+      "conv/folded_bias has shape \\(3,\\), not \\(32,\\)",
+    ),
+    (small(**{"conv/folded_bias": np.array(["x"] * 32)}), "conv/folded_bias is not of numbers"),
+    (
+      small(**{"conv/folded_bias": np.full(32, np.nan)}),
+      "damaged: conv/bias has numbers that are not finite",
+    ),
+  ],
+)
 def test_other_arrays_are_refused(tmp_path, arrays, words):
   """Too few, unknown, of another shape, text, not finite: the file and the array are named."""
   files.write_npz(tmp_path / "a.npz", arrays)
@@ -114,13 +164,21 @@ def test_other_arrays_are_refused(tmp_path, arrays, words):
 
 @pytest.mark.filterwarnings("error")
 def test_other_files_are_refused(pth, tmp_path):
-  """Absent, empty, text, archives, cut short, other networks of PyTorch and of safetensors: one sentence each, and no file left open."""
+  """Absent, empty, text, archives, cut short, other networks of PyTorch and of safetensors: one
+  sentence each, and no file left open.
+  """
   path = tmp_path / "file"
   cases = {
-    b"": "no file of Inception weights", b"hello": "no file of Inception weights", b"\x1f\x8b\x08" + bytes(9): "Unpack classify_image_graph_def.pb",
-    pth.read_bytes()[:1000]: "read as PyTorch, is not .*cannot take tensors", b"PK\x03\x04" + bytes(40): "cannot take tensors",
-    b"\x0a\x7fx": "read as frozen graph, is not .*or is damaged", (paths.DATA / "torch_legacy.pt").read_bytes(): "lacks 472 of its 472",
-    safetensors.numpy.save({"a": np.zeros(3)}): "read as safetensors, is not .*has format None, not 'cfg-inception-1'",
+    b"": "no file of Inception weights",
+    b"hello": "no file of Inception weights",
+    b"\x1f\x8b\x08" + bytes(9): "Unpack classify_image_graph_def.pb",
+    pth.read_bytes()[:1000]: "read as PyTorch, is not .*cannot take tensors",
+    b"PK\x03\x04" + bytes(40): "cannot take tensors",
+    b"\x0a\x7fx": "read as frozen graph, is not .*or is damaged",
+    (paths.DATA / "torch_legacy.pt").read_bytes(): "lacks 472 of its 472",
+    safetensors.numpy.save(
+      {"a": np.zeros(3)}
+    ): "read as safetensors, is not .*has format None, not 'cfg-inception-1'",
   }
   for content, words in cases.items():
     path.write_bytes(content)
@@ -130,7 +188,10 @@ def test_other_files_are_refused(pth, tmp_path):
     interop.read(tmp_path / "absent")
   with pytest.raises(UserError, match="cannot read"):
     interop.read(tmp_path)
-  write_torch(path, {"fc.weight": np.zeros((1000, 2048), np.float32), "AuxLogits.fc.bias": np.zeros(3, np.float32)})
+  write_torch(
+    path,
+    {"fc.weight": np.zeros((1000, 2048), np.float32), "AuxLogits.fc.bias": np.zeros(3, np.float32)},
+  )
   with pytest.raises(UserError, match="it lacks 471 of its 472 arrays: Conv2d_1a_3x3"):
     interop.read(path)
 
@@ -165,22 +226,60 @@ def set_value(name, change):
   return lambda nodes: change(nodes[name].attr["value"].tensor)
 
 
-@pytest.mark.parametrize("edit, words", [
-  (lambda nodes: None, "it has no batch norm conv_1/batchnorm"),
-  (lambda nodes: setattr(nodes["conv/batchnorm"], "op", "Identity"), "no batch norm conv/batchnorm"),
-  (lambda nodes: nodes["conv/batchnorm"].attr.pop("variance_epsilon"), "no batch norm conv/batchnorm"),
-  (lambda nodes: setattr(nodes["conv/conv2d_params"], "op", "Placeholder"), "no constant conv/conv2d_params"),
-  (lambda nodes: setattr(nodes["conv/batchnorm/beta"], "name", "x"), "no constant conv/batchnorm/beta"),
-  (set_value("conv/batchnorm/beta", lambda t: setattr(t, "dtype", 2)), "beta is not float32 of shape \\(32,\\) \\(but type 2, shape \\(32,\\)\\)"),
-  (set_value("conv/batchnorm/beta", lambda t: t.tensor_shape.dim.add(size=-1)), "beta is not float32 of shape"),
-  (set_value("conv/batchnorm/gamma", lambda t: setattr(t, "tensor_content", bytes(7))), "gamma of shape \\(32,\\) has 1 values"),
-  (set_value("conv/batchnorm/gamma", lambda t: t.ClearField("tensor_content")), "gamma of shape \\(32,\\) has 0 values"),
-  (set_value("conv/batchnorm/moving_variance", lambda t: setattr(t, "tensor_content", b"\0\0\x80\xbf" * 32)), "conv has a variance below zero"),
-])
+@pytest.mark.parametrize(
+  "edit, words",
+  [
+    (lambda nodes: None, "it has no batch norm conv_1/batchnorm"),
+    (
+      lambda nodes: setattr(nodes["conv/batchnorm"], "op", "Identity"),
+      "no batch norm conv/batchnorm",
+    ),
+    (
+      lambda nodes: nodes["conv/batchnorm"].attr.pop("variance_epsilon"),
+      "no batch norm conv/batchnorm",
+    ),
+    (
+      lambda nodes: setattr(nodes["conv/conv2d_params"], "op", "Placeholder"),
+      "no constant conv/conv2d_params",
+    ),
+    (
+      lambda nodes: setattr(nodes["conv/batchnorm/beta"], "name", "x"),
+      "no constant conv/batchnorm/beta",
+    ),
+    (
+      set_value("conv/batchnorm/beta", lambda t: setattr(t, "dtype", 2)),
+      "beta is not float32 of shape \\(32,\\) \\(but type 2, shape \\(32,\\)\\)",
+    ),
+    (
+      set_value("conv/batchnorm/beta", lambda t: t.tensor_shape.dim.add(size=-1)),
+      "beta is not float32 of shape",
+    ),
+    (
+      set_value("conv/batchnorm/gamma", lambda t: setattr(t, "tensor_content", bytes(7))),
+      "gamma of shape \\(32,\\) has 1 values",
+    ),
+    (
+      set_value("conv/batchnorm/gamma", lambda t: t.ClearField("tensor_content")),
+      "gamma of shape \\(32,\\) has 0 values",
+    ),
+    (
+      set_value(
+        "conv/batchnorm/moving_variance",
+        lambda t: setattr(t, "tensor_content", b"\0\0\x80\xbf" * 32),
+      ),
+      "conv has a variance below zero",
+    ),
+  ],
+)
 def test_other_graphs_are_refused(tmp_path, edit, words):
-  """Nodes that are missing or of another kind, constants of another type, shape or length, impossible values: the node is named."""
+  """Nodes that are missing or of another kind, constants of another type, shape or length,
+  impossible values: the node is named.
+  """
   (tmp_path / "a.pb").write_bytes(edited_graph(edit))
-  with pytest.raises(UserError, match=f"a.pb', read as frozen graph, is not the Inception network of 2015-12-05: .*{words}"):
+  with pytest.raises(
+    UserError,
+    match=f"a.pb', read as frozen graph, is not the Inception network of 2015-12-05: .*{words}",
+  ):
     interop.read(tmp_path / "a.pb")
 
 
@@ -224,4 +323,6 @@ def test_the_real_file_survives_ours(tmp_path):
   again, about = interop.read(tmp_path / "a.safetensors")
   assert about["weights_sha256"] == info["weights_sha256"]
   mine, theirs = (trees.flatten(tree) for tree in (again, params))
-  assert mine.keys() == theirs.keys() and all(mine[name].tobytes() == theirs[name].tobytes() for name in mine)
+  assert mine.keys() == theirs.keys() and all(
+    mine[name].tobytes() == theirs[name].tobytes() for name in mine
+  )

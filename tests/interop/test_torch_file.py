@@ -1,6 +1,8 @@
-"""Files of PyTorch read without it: every layout comes out right, nothing in them runs, and nothing else is let in.
+"""Files of PyTorch read without it: every layout comes out right, nothing in them runs, and nothing
+else is let in.
 
-tests/data/torch_*.pt were written by torch.save of PyTorch 2.13.0, and torch_expected.npz holds the same arrays.
+tests/data/torch_*.pt were written by torch.save of PyTorch 2.13.0, and torch_expected.npz holds the
+same arrays.
 """
 
 import io
@@ -23,7 +25,9 @@ DATA = paths.DATA
 @pytest.mark.smoke
 @pytest.mark.parametrize("name", ["torch_zip.pt", "torch_legacy.pt"])
 def test_tensors_come_out_right(name):
-  """Every type, strides, views of one storage, scalars, empty ones; names joined through nested dicts."""
+  """Every type, strides, views of one storage, scalars, empty ones; names joined through nested
+  dicts.
+  """
   arrays = torch_file.read(DATA / name)
   with np.load(DATA / "torch_expected.npz", allow_pickle=False) as expected:
     assert set(arrays) == {f"model.{n}" for n in expected.files}
@@ -46,7 +50,9 @@ class Evil:
 
 @pytest.mark.parametrize("protocol", range(6))
 def test_nothing_runs(tmp_path, protocol):
-  """A pickle that would call a function is refused by the function's name, at every protocol; pickle itself would call it."""
+  """A pickle that would call a function is refused by the function's name, at every protocol;
+  pickle itself would call it.
+  """
   target = tmp_path / "made"
   content = pickle.dumps({"a": 1, "b": Evil(target)}, protocol=protocol)
   with pytest.raises(pickles.Refused, match="mkdir|_reconstruct"):
@@ -61,17 +67,25 @@ def test_plain_values(protocol):
   """Dicts, lists, tuples, numbers, text, bytes, shared and empty ones, as pickle reads them."""
   shared = [1, 2]
   value = {
-    "a": [1, -2, 3.5, None, True, False, 2**40, -(2**70)], "b": ("x", ("y",), (), (1, 2, 3, 4)), "c": {}, "d": [shared, shared], 7: "é",
-    "long": "z" * 300, "e": [],
+    "a": [1, -2, 3.5, None, True, False, 2**40, -(2**70)],
+    "b": ("x", ("y",), (), (1, 2, 3, 4)),
+    "c": {},
+    "d": [shared, shared],
+    7: "é",
+    "long": "z" * 300,
+    "e": [],
   }
   content = pickle.dumps(value, protocol=protocol)
   assert pickles.load(io.BytesIO(content)) == value
   if protocol >= 3:
-    assert pickles.load(io.BytesIO(pickle.dumps({"raw": b"\x00\xff" * 200}, protocol=protocol))) == {"raw": b"\x00\xff" * 200}
+    assert pickles.load(
+      io.BytesIO(pickle.dumps({"raw": b"\x00\xff" * 200}, protocol=protocol))
+    ) == {"raw": b"\x00\xff" * 200}
 
 
 @pytest.mark.parametrize(
-  "content, reason", [
+  "content, reason",
+  [
     (b"", "whole pickle"),
     (b"\xffhello", "whole pickle"),
     (b"hello", "never stored"),
@@ -143,14 +157,21 @@ def drop_last(name, content):
 
 
 def test_damaged_zips(tmp_path):
-  """A missing, short or compressed part, another byte order, a flipped bit, no pickle, no zip: one paragraph each."""
+  """A missing, short or compressed part, another byte order, a flipped bit, no pickle, no zip: one
+  paragraph each.
+  """
   source, path = DATA / "torch_zip.pt", tmp_path / "x.pt"
   cases = [
     (lambda n, c: None if n == "data/0" else c, "storage 0 is missing"),
     (drop_last, "not as long"),
     (lambda n, c: b"big" if n == "byteorder" else c, "big-endian"),
     (lambda n, c: None if n == "data.pkl" else c, "no data.pkl"),
-    (lambda n, c: c.replace(b"_rebuild_tensor_v2", b"_rebuild_tensor_v9") if n == "data.pkl" else c, "_rebuild_tensor_v9"),
+    (
+      lambda n, c: (
+        c.replace(b"_rebuild_tensor_v2", b"_rebuild_tensor_v9") if n == "data.pkl" else c
+      ),
+      "_rebuild_tensor_v9",
+    ),
   ]
   for change, reason in cases:
     rewrite(source, path, change=change)
@@ -193,11 +214,23 @@ def test_size_limits():
 
 
 @pytest.mark.parametrize(
-  "offset, shape, strides", [(0, (5,), (1,)), (3, (2,), (1,)), (0, (2,), (4,)), (0, (10**9, 10**9), (0, 0)), (-1, (1,), (1,)), (0, (2,), (-1,)), (0, (2, 2), (1,)), (0, (2.0,), (1,))]
+  "offset, shape, strides",
+  [
+    (0, (5,), (1,)),
+    (3, (2,), (1,)),
+    (0, (2,), (4,)),
+    (0, (10**9, 10**9), (0, 0)),
+    (-1, (1,), (1,)),
+    (0, (2,), (-1,)),
+    (0, (2, 2), (1,)),
+    (0, (2.0,), (1,)),
+  ],
 )
 def test_tensors_stay_in_their_storage(offset, shape, strides):
   """No view reaches outside its storage, or is larger than it."""
   storage = torch_file.Storage(np.dtype(np.float32), 4, np.arange(4, dtype=np.float32))
-  np.testing.assert_array_equal(torch_file.Tensor(storage, 0, (2, 2), (1, 2)).array(), [[0, 2], [1, 3]])
+  np.testing.assert_array_equal(
+    torch_file.Tensor(storage, 0, (2, 2), (1, 2)).array(), [[0, 2], [1, 3]]
+  )
   with pytest.raises(pickles.Refused):
     torch_file.Tensor(storage, offset, shape, strides).array()

@@ -10,16 +10,47 @@ from cfg import schedules
 from cfg.base.errors import UserError
 from cfg.models import backbone, layers, unet
 
-SMALL = dict(num_classes=3, out_channels=2, ch=8, emb_ch=16, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(2,), num_heads=2, norm_groups=4)
-IMAGENET64 = dict(ch=192, emb_ch=768, ch_mult=(1, 2, 3, 4), num_res_blocks=3, attn_resolutions=(32, 16, 8), head_dim=64, dropout=0.1)
-IMAGENET128 = dict(ch=256, emb_ch=1024, ch_mult=(1, 1, 2, 3, 4), num_res_blocks=2, attn_resolutions=(32, 16, 8), num_heads=4)
+SMALL = dict(
+  num_classes=3,
+  out_channels=2,
+  ch=8,
+  emb_ch=16,
+  ch_mult=(1, 2),
+  num_res_blocks=1,
+  attn_resolutions=(2,),
+  num_heads=2,
+  norm_groups=4,
+)
+IMAGENET64 = dict(
+  ch=192,
+  emb_ch=768,
+  ch_mult=(1, 2, 3, 4),
+  num_res_blocks=3,
+  attn_resolutions=(32, 16, 8),
+  head_dim=64,
+  dropout=0.1,
+)
+IMAGENET128 = dict(
+  ch=256,
+  emb_ch=1024,
+  ch_mult=(1, 1, 2, 3, 4),
+  num_res_blocks=2,
+  attn_resolutions=(32, 16, 8),
+  num_heads=4,
+)
 
 
-@pytest.mark.parametrize("fields, side, count", [(IMAGENET64, 64, 295_900_803), (IMAGENET128, 128, 421_524_739)])
+@pytest.mark.parametrize(
+  "fields, side, count", [(IMAGENET64, 64, 295_900_803), (IMAGENET128, 128, 421_524_739)]
+)
 def test_parameter_counts_of_the_paper(fields, side, count):
-  """The paper's sizes, from shapes alone (google-research/ddpm_w_distillation, i64_unet3 and i128_unet3)."""
+  """The paper's sizes, from shapes alone (google-research/ddpm_w_distillation, i64_unet3 and
+  i128_unet3).
+  """
   model = unet.UNet(num_classes=1000, out_channels=3, **fields)
-  shapes = jax.eval_shape(lambda key: unet.init_params(model, key=key, image_shape=(side, side, 3)), jax.random.key(0))
+  shapes = jax.eval_shape(
+    lambda key: unet.init_params(model, key=key, image_shape=(side, side, 3)), jax.random.key(0)
+  )
   assert unet.num_params(shapes) == count
 
 
@@ -27,7 +58,9 @@ def test_parameter_counts_of_the_paper(fields, side, count):
 def fresh():
   """(model, parameters at initialisation)."""
   model = unet.UNet(**SMALL)
-  return model, jax.jit(lambda key: unet.init_params(model, key=key, image_shape=(4, 4, 2)))(jax.random.key(0))
+  return model, jax.jit(lambda key: unet.init_params(model, key=key, image_shape=(4, 4, 2)))(
+    jax.random.key(0)
+  )
 
 
 @pytest.fixture(scope="module")
@@ -35,13 +68,19 @@ def grown(fresh):
   """(model, parameters that are nowhere zero)."""
   leaves, tree = jax.tree.flatten(fresh[1])
   rng = np.random.default_rng(1)
-  return fresh[0], jax.tree.unflatten(tree, [np.asarray(p) + np.float32(0.2 * rng.normal(size=p.shape)) for p in leaves])
+  return fresh[0], jax.tree.unflatten(
+    tree, [np.asarray(p) + np.float32(0.2 * rng.normal(size=p.shape)) for p in leaves]
+  )
 
 
 @pytest.fixture(scope="module")
 def inputs():
   """(z, logsnr, y) of four rows."""
-  return jax.random.normal(jax.random.key(2), (4, 4, 4, 2)), jnp.float32([-3.0, -1.0, 1.0, 3.0]), jnp.int32([0, 1, 2, 3])
+  return (
+    jax.random.normal(jax.random.key(2), (4, 4, 4, 2)),
+    jnp.float32([-3.0, -1.0, 1.0, 3.0]),
+    jnp.int32([0, 1, 2, 3]),
+  )
 
 
 def test_starts_at_zero(fresh, inputs):
@@ -64,7 +103,11 @@ def test_output_depends_on_everything_and_rows_are_independent(grown, inputs):
   eps_fn = jax.jit(unet.make_eps_fn(*grown))
   z, logsnr, y = inputs
   out = np.asarray(eps_fn(z, logsnr, y))
-  changed = [(z.at[1].add(0.5), logsnr, y), (z, logsnr.at[1].set(2.0), y), (z, logsnr, y.at[1].set(3))]
+  changed = [
+    (z.at[1].add(0.5), logsnr, y),
+    (z, logsnr.at[1].set(2.0), y),
+    (z, logsnr, y.at[1].set(3)),
+  ]
   for case in changed:
     difference = np.abs(np.asarray(eps_fn(*case)) - out).max(axis=(1, 2, 3))
     assert difference[1] > 1e-3
@@ -72,7 +115,9 @@ def test_output_depends_on_everything_and_rows_are_independent(grown, inputs):
 
 
 def test_a_class_row_learns_from_its_own_rows_alone(grown, inputs):
-  """The null row of the class table gets gradient only from rows whose label was dropped, and so does each class's."""
+  """The null row of the class table gets gradient only from rows whose label was dropped, and so
+  does each class's.
+  """
   model, params = grown
   z, logsnr, _ = inputs
 
@@ -88,17 +133,25 @@ def test_a_class_row_learns_from_its_own_rows_alone(grown, inputs):
 
 def test_remat_changes_nothing(grown, inputs):
   """Recomputing blocks in the backward pass gives the same loss and gradients."""
+
   def run(remat):
     model = unet.UNet(**SMALL, remat=remat)
-    return jax.jit(jax.value_and_grad(lambda p: jnp.mean(jnp.square(unet.make_eps_fn(model, p)(*inputs)))))(grown[1])
+    return jax.jit(
+      jax.value_and_grad(lambda p: jnp.mean(jnp.square(unet.make_eps_fn(model, p)(*inputs))))
+    )(grown[1])
 
   (loss, grads), (loss_remat, grads_remat) = run(False), run(True)
   np.testing.assert_allclose(loss, loss_remat, rtol=1e-6)
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), grads, grads_remat)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), grads, grads_remat
+  )
 
 
 def test_remat_keeps_less_for_the_backward_pass(grown, inputs):
-  """With remat each block keeps its input and parameters alone: less than half of the bytes, whatever a compiler makes of it."""
+  """With remat each block keeps its input and parameters alone: less than half of the bytes,
+  whatever a compiler makes of it.
+  """
+
   def kept(remat):
     eps_fn = lambda params: unet.make_eps_fn(unet.UNet(**SMALL, remat=remat), params)(*inputs)
     # what jax.vjp keeps is the leaves of the function that it returns
@@ -117,7 +170,9 @@ def test_bfloat16_compute_keeps_float32_ends(grown, inputs):
   assert out.dtype == jnp.float32
   error = np.abs(np.asarray(out) - exact).max()
   assert 0 < error < 0.1 * np.abs(exact).max()
-  shapes = jax.eval_shape(lambda key: unet.init_params(model, key=key, image_shape=(4, 4, 2)), jax.random.key(0))
+  shapes = jax.eval_shape(
+    lambda key: unet.init_params(model, key=key, image_shape=(4, 4, 2)), jax.random.key(0)
+  )
   assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
 
 
@@ -130,16 +185,25 @@ class OneNorm(backbone.Backbone):
 
 
 def test_bfloat16_normalises_in_float32():
-  """A norm of bf16 activations far from zero is right to bf16's rounding of its result: its sums are not bf16's."""
+  """A norm of bf16 activations far from zero is right to bf16's rounding of its result: its sums
+  are not bf16's.
+  """
   x = (100 + jax.random.normal(jax.random.key(0), (2, 8, 8, 8))).astype(jnp.bfloat16)
-  fields = {name: value for name, value in SMALL.items() if name in backbone.Backbone.__dataclass_fields__}
-  model, params = OneNorm(**fields, dtype="bfloat16"), {"n": {"scale": jnp.ones(8), "bias": jnp.zeros(8)}}
+  fields = {
+    name: value for name, value in SMALL.items() if name in backbone.Backbone.__dataclass_fields__
+  }
+  model, params = (
+    OneNorm(**fields, dtype="bfloat16"),
+    {"n": {"scale": jnp.ones(8), "bias": jnp.zeros(8)}},
+  )
   norm = jax.jit(lambda x: model.apply({"params": params}, x))
   exact = np.asarray(x, np.float64).reshape(2, 64, 4, 2)
   exact = (exact - exact.mean(axis=(1, 3), keepdims=True)) / exact.std(axis=(1, 3), keepdims=True)
   out = norm(x)
   assert out.dtype == jnp.bfloat16
-  np.testing.assert_allclose(np.asarray(out, np.float64).reshape(exact.shape), exact, atol=0.02, rtol=0.01)
+  np.testing.assert_allclose(
+    np.asarray(out, np.float64).reshape(exact.shape), exact, atol=0.02, rtol=0.01
+  )
 
 
 def test_dropout_needs_its_key(grown, inputs):
@@ -153,7 +217,12 @@ def test_dropout_needs_its_key(grown, inputs):
 
 def test_sizes_that_do_and_do_not_fit(fresh):
   """Any even rectangle where the levels divide; else an error that names the numbers."""
-  shape = jax.eval_shape(lambda p: unet.make_eps_fn(fresh[0], p)(jnp.zeros((1, 12, 20, 2)), jnp.zeros(1), jnp.zeros(1, jnp.int32)), fresh[1])
+  shape = jax.eval_shape(
+    lambda p: unet.make_eps_fn(fresh[0], p)(
+      jnp.zeros((1, 12, 20, 2)), jnp.zeros(1), jnp.zeros(1, jnp.int32)
+    ),
+    fresh[1],
+  )
   assert shape.shape == (1, 12, 20, 2)
   with pytest.raises(ValueError, match="divisible by 2"):
     unet.make_eps_fn(*fresh)(jnp.zeros((1, 5, 4, 2)), jnp.zeros(1), jnp.zeros(1, jnp.int32))
@@ -163,15 +232,24 @@ def test_sizes_that_do_and_do_not_fit(fresh):
 
 def test_config_errors_name_the_field(config):
   """from_config refuses a side, groups or heads that do not divide, and two ways of giving heads."""
-  make = lambda **fields: unet.from_config({**config.model, **fields}, num_classes=10, image_shape=(8, 8, 1))
+  make = lambda **fields: unet.from_config(
+    {**config.model, **fields}, num_classes=10, image_shape=(8, 8, 1)
+  )
   assert make().ch == 8
-  for fields, name in [(dict(ch_mult=(1, 1, 1, 1, 2)), "ch_mult"), (dict(norm_groups=3), "norm_groups"), (dict(num_heads=3), "num_heads"), (dict(head_dim=4), "head_dim")]:
+  for fields, name in [
+    (dict(ch_mult=(1, 1, 1, 1, 2)), "ch_mult"),
+    (dict(norm_groups=3), "norm_groups"),
+    (dict(num_heads=3), "num_heads"),
+    (dict(head_dim=4), "head_dim"),
+  ]:
     with pytest.raises(UserError, match=name):
       make(**fields)
 
 
 def test_time_embedding():
-  """inv_cos(lambda(u)) is u but for the ends' 3e-5; the sinusoid is sin then cos, lowest frequency 1/10000."""
+  """inv_cos(lambda(u)) is u but for the ends' 3e-5; the sinusoid is sin then cos, lowest frequency
+  1/10000.
+  """
   u = np.linspace(0, 1, 101, dtype=np.float32)
   np.testing.assert_allclose(layers.inv_cos(schedules.cosine_logsnr(jnp.asarray(u))), u, atol=1e-4)
   emb = np.asarray(layers.sinusoid(jnp.float32([2.0]), width=6))[0]
@@ -183,4 +261,6 @@ def test_resampling():
   """Down after up is the identity; down averages 2x2."""
   h = jax.random.normal(jax.random.key(0), (1, 4, 6, 3))
   np.testing.assert_allclose(layers.downsample(layers.upsample(h)), h, atol=1e-6)
-  np.testing.assert_allclose(layers.downsample(h)[0, 0, 0], h[0, :2, :2].mean(axis=(0, 1)), atol=1e-6)
+  np.testing.assert_allclose(
+    layers.downsample(h)[0, 0, 0], h[0, :2, :2].mean(axis=(0, 1)), atol=1e-6
+  )

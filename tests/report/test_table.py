@@ -7,24 +7,62 @@ from configs import imagenet64, imagenet128
 
 
 def test_the_paper_s_numbers_beside():
-  """Cells of the same w and T, of the whole Inception network alone; their differences; another N is said."""
-  row = dict(w=0.1, num_steps=256, complete=True, fid=1.75, inception_score=60.0, num_samples=10_000)
+  """Cells of the same w and T, of the whole Inception network alone; their differences; another N
+  is said.
+  """
+  row = dict(
+    w=0.1, num_steps=256, complete=True, fid=1.75, inception_score=60.0, num_samples=10_000
+  )
   paper = imagenet64.get_config().paper
   beside = table.beside_paper([row, {**row, "w": 0.15}, {**row, "w": 4.0, "fid": None}], paper)
-  assert [(r["w"], r["fid_paper"], r["inception_score_paper"]) for r in beside["rows"]] == [(0.1, 1.55, 66.11)]
+  assert [(r["w"], r["fid_paper"], r["inception_score_paper"]) for r in beside["rows"]] == [
+    (0.1, 1.55, 66.11)
+  ]
   text = table.paper_table(beside)
-  assert "+0.20" in text and "-6.11" in text and "table 1, p_uncond = 0.1" in text and "10,000 here cannot be compared with 50,000" in text
+  assert (
+    "+0.20" in text
+    and "-6.11" in text
+    and "table 1, p_uncond = 0.1" in text
+    and "10,000 here cannot be compared with 50,000" in text
+  )
   assert "cannot" not in table.paper_table({**beside, "own_num_samples": 50_000})
-  assert table.beside_paper([{**row, "complete": False}], paper) is None and imagenet64.get_config("p_uncond=0.3").paper["rows"] == ()
+  assert (
+    table.beside_paper([{**row, "complete": False}], paper) is None
+    and imagenet64.get_config("p_uncond=0.3").paper["rows"] == ()
+  )
   table_2 = imagenet128.get_config().paper
   at = lambda num_steps: table.beside_paper([{**row, "num_steps": num_steps}], table_2)
-  assert [at(num_steps)["rows"][0]["fid_paper"] for num_steps in (128, 256, 1024)] == [5.31, 4.53, 4.5] and at(512) is None
+  assert [at(num_steps)["rows"][0]["fid_paper"] for num_steps in (128, 256, 1024)] == [
+    5.31,
+    4.53,
+    4.5,
+  ] and at(512) is None
 
 
 def test_the_paper_s_tables_are_whole():
-  """14 strengths each; least FID 1.55 at w = 0.1 (64x64) and 2.43 at 0.3 (128x128, T >= 256), 3.02 at 0.4 (T = 128); IS rises with w."""
-  for module, columns, best in ((imagenet64.TABLE_1, 3, [(0.1, 1.55), (0.1, 1.62), (0.1, 1.91)]), (imagenet128.TABLE_2, 3, [(0.4, 3.02), (0.3, 2.43), (0.3, 2.43)])):
-    assert list(module) == [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 2.0, 3.0, 4.0] and {len(row) for row in module.values()} == {2 * columns}
+  """14 strengths each; least FID 1.55 at w = 0.1 (64x64) and 2.43 at 0.3 (128x128, T >= 256), 3.02
+  at 0.4 (T = 128); IS rises with w.
+  """
+  for module, columns, best in (
+    (imagenet64.TABLE_1, 3, [(0.1, 1.55), (0.1, 1.62), (0.1, 1.91)]),
+    (imagenet128.TABLE_2, 3, [(0.4, 3.02), (0.3, 2.43), (0.3, 2.43)]),
+  ):
+    assert list(module) == [
+      0.0,
+      0.1,
+      0.2,
+      0.3,
+      0.4,
+      0.5,
+      0.6,
+      0.7,
+      0.8,
+      0.9,
+      1.0,
+      2.0,
+      3.0,
+      4.0,
+    ] and {len(row) for row in module.values()} == {2 * columns}
     for column in range(columns):
       assert min((row[column], w) for w, row in module.items()) == best[column][::-1]
       assert np.all(np.diff([row[columns + column] for row in module.values()]) > 0)

@@ -17,14 +17,39 @@ from cfg.sweep import run
 from cfg.training import loop
 from configs import digits as digits_config
 
-NAMED = ["w", "scale", "fid", "fid_err", "inception_score", "inception_score_err", "label_accuracy", "num_samples", "sampler",
-         "num_steps", "nfe", "seed", "ema", "extractor", "checkpoint_hash"]
+NAMED = [
+  "w",
+  "scale",
+  "fid",
+  "fid_err",
+  "inception_score",
+  "inception_score_err",
+  "label_accuracy",
+  "num_samples",
+  "sampler",
+  "num_steps",
+  "nfe",
+  "seed",
+  "ema",
+  "extractor",
+  "checkpoint_hash",
+]
 
 
 def small_config():
   config = digits_config.get_config()
   config.model.update(dict(ch=8, emb_ch=16, norm_groups=4))
-  config.train.update(dict(batch_size=16, num_steps=6, ema_decays=(0.99, 0.1), log_every_steps=2, heldout_every_steps=6, preview_every_steps=6, checkpoint_every_steps=3))
+  config.train.update(
+    dict(
+      batch_size=16,
+      num_steps=6,
+      ema_decays=(0.99, 0.1),
+      log_every_steps=2,
+      heldout_every_steps=6,
+      preview_every_steps=6,
+      checkpoint_every_steps=3,
+    )
+  )
   config.heldout.update(dict(num_images=40, batch_size=20, num_bins=4))
   config.preview.num_per_class = 1
   config.sampler.num_steps = 4
@@ -35,7 +60,9 @@ def small_config():
 
 @pytest.fixture(scope="module")
 def done(digits, mesh1, tmp_path_factory):
-  """(work directory, content of sweep.json, programs compiled for sampling) of a trained and swept miniature."""
+  """(work directory, content of sweep.json, programs compiled for sampling) of a trained and swept
+  miniature.
+  """
   workdir, config = tmp_path_factory.mktemp("run"), small_config()
   programs = []
   original = generator.Generator.__init__
@@ -53,9 +80,18 @@ def done(digits, mesh1, tmp_path_factory):
 
 @pytest.mark.smoke
 def test_everything_is_there(done):
-  """Table, pictures, metrics, TensorBoard, checkpoint; a row per strength with what made it; the same in the CSV."""
+  """Table, pictures, metrics, TensorBoard, checkpoint; a row per strength with what made it; the
+  same in the CSV.
+  """
   workdir, content, _ = done
-  for name in (*table.FILES, "metrics.jsonl", "checkpoints/6", "previews/step_00000006.png", "parameters.txt", "judge.npz"):
+  for name in (
+    *table.FILES,
+    "metrics.jsonl",
+    "checkpoints/6",
+    "previews/step_00000006.png",
+    "parameters.txt",
+    "judge.npz",
+  ):
     assert (workdir / name).exists(), name
   assert list((workdir / "tensorboard").iterdir())
   assert json.loads((workdir / "sweep.json").read_text()) == content
@@ -63,7 +99,12 @@ def test_everything_is_there(done):
   assert [(r["w"], r["scale"]) for r in rows] == [(0, 1), (1, 2)]
   for row in rows:
     assert all(name in row for name in NAMED)
-    assert row["nfe"] == 8 and row["num_samples"] == 100 and row["ema"] == 0.99 and row["extractor"].startswith("digits-judge-")
+    assert (
+      row["nfe"] == 8
+      and row["num_samples"] == 100
+      and row["ema"] == 0.99
+      and row["extractor"].startswith("digits-judge-")
+    )
   with (workdir / "sweep.csv").open() as f:
     assert [float(r["fid"]) for r in csv.DictReader(f)] == [r["fid"] for r in rows]
   assert content["references"][0]["num_samples"] == 100  # as many as a strength has
@@ -71,7 +112,9 @@ def test_everything_is_there(done):
   assert "not Inception's" in text and content["rows"][0]["extractor"] in text and "real" in text
   records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
   assert {r["step"] for r in records if "loss" in r} == {2, 4, 6}
-  assert {"heldout/loss_cond", "heldout/loss_null"} <= records[-1].keys() and len(records[-1]) == 1 + 2 * 5
+  assert {"heldout/loss_cond", "heldout/loss_null"} <= records[-1].keys() and len(
+    records[-1]
+  ) == 1 + 2 * 5
   for name in ("curve.png", "grid.png", "nearest.png"):
     assert np.asarray(Image.open(workdir / name)).std() > 0
 
@@ -84,13 +127,17 @@ def test_one_compilation_for_all_strengths(done):
 def test_a_finished_sweep_draws_nothing(done, digits, mesh1, monkeypatch):
   """Asked again, it reads its rows; sampling would raise here."""
   workdir, content, _ = done
-  monkeypatch.setattr(generator.Generator, "batches", lambda *a, **k: pytest.fail("it sampled again"))
+  monkeypatch.setattr(
+    generator.Generator, "batches", lambda *a, **k: pytest.fail("it sampled again")
+  )
   assert run.sweep(small_config(), dataset=digits, mesh=mesh1, workdir=workdir) == content
 
 
 @pytest.mark.parametrize("lost", ["w1.json", "w1.npz"])
 def test_a_lost_row_comes_back_the_same(done, digits, mesh1, lost):
-  """One strength recomputed in batches of another size: the same samples, at most a grey level apart, so the same row nearly."""
+  """One strength recomputed in batches of another size: the same samples, at most a grey level
+  apart, so the same row nearly.
+  """
   workdir, content, _ = done
   folder = next((workdir / "sweep").iterdir())
   before = np.load(folder / "w1.npz")["images"].astype(int)
@@ -111,24 +158,35 @@ def test_another_setting_is_another_sweep(done, digits, mesh1):
   config.sampler.name, config.sweep.ema, config.sweep.w = "ddim", 0.1, (1.0,)
   other = run.sweep(config, dataset=digits, mesh=mesh1, workdir=workdir)
   row = other["rows"][0]
-  assert (row["sampler"], row["ema"]) == ("ddim", 0.1) and row["checkpoint_hash"] != content["rows"][0]["checkpoint_hash"]
+  assert (row["sampler"], row["ema"]) == ("ddim", 0.1) and row["checkpoint_hash"] != content[
+    "rows"
+  ][0]["checkpoint_hash"]
   assert len(list((workdir / "sweep").iterdir())) == 2
   run.sweep(small_config(), dataset=digits, mesh=mesh1, workdir=workdir)
   assert table.read(workdir)["rows"][0] == content["rows"][0]
 
 
 def test_strengths_share_their_noise(done):
-  """At an untrained network's zero estimate all strengths would be equal; here they are close, sample by sample, and differ."""
+  """At an untrained network's zero estimate all strengths would be equal; here they are close,
+  sample by sample, and differ.
+  """
   folder = next(p for p in (done[0] / "sweep").iterdir() if (p / "w0.npz").exists())
   a, b = (np.load(folder / f"{name}.npz")["images"].astype(float) for name in ("w0", "w1"))
   distance = np.abs(a[:, None] - b[None]).mean(axis=(2, 3, 4))
   assert np.array_equal(distance.argmin(axis=1), np.arange(len(a)))
 
 
-@pytest.mark.parametrize("fields, word", [
-  (dict(num_samples=0), "num_samples is 0"), (dict(num_blocks=1), "2 blocks"), (dict(w=(1.0, 1.0)), "distinct"),
-  (dict(w=(-2.0,)), "w >= -1"), (dict(num_samples=20, num_blocks=2), "features"), (dict(batch_size=0), "sweep.batch_size"),
-])
+@pytest.mark.parametrize(
+  "fields, word",
+  [
+    (dict(num_samples=0), "num_samples is 0"),
+    (dict(num_blocks=1), "2 blocks"),
+    (dict(w=(1.0, 1.0)), "distinct"),
+    (dict(w=(-2.0,)), "w >= -1"),
+    (dict(num_samples=20, num_blocks=2), "features"),
+    (dict(batch_size=0), "sweep.batch_size"),
+  ],
+)
 def test_settings_that_cannot_give_the_numbers(fields, word, digits, mesh1):
   """No samples, one block, too small ones, strengths twice: named, with what would do."""
   config = small_config()
@@ -138,13 +196,20 @@ def test_settings_that_cannot_give_the_numbers(fields, word, digits, mesh1):
     run.check(config, dataset=digits, mesh=mesh1)
 
 
-@pytest.mark.parametrize("num_classes, asked, got", [(10, 100, 100), (10, 101, 120), (7, 100, 112), (1, 35, 36), (100, 35, 200)])
+@pytest.mark.parametrize(
+  "num_classes, asked, got",
+  [(10, 100, 100), (10, 101, 120), (7, 100, 112), (1, 35, 36), (100, 35, 200)],
+)
 def test_samples_make_equal_blocks_of_balanced_labels(num_classes, asked, got, mesh1):
-  """Any number of classes: num_samples is rounded up to a multiple of blocks times classes; the config stays as it is."""
+  """Any number of classes: num_samples is rounded up to a multiple of blocks times classes; the
+  config stays as it is.
+  """
   config = small_config()
   config.sweep.num_samples = asked
   settings = run.check_settings(config.sweep, num_classes=num_classes, mesh=mesh1)
-  assert settings.num_samples == got and config.sweep.num_samples == asked and settings.num_blocks == 2
+  assert (
+    settings.num_samples == got and config.sweep.num_samples == asked and settings.num_blocks == 2
+  )
 
 
 def test_too_few_images_are_told_before_training(digits, mesh1):
@@ -164,16 +229,24 @@ def test_a_poor_judge_is_refused(done, digits, mesh1):
 
 
 def test_samples_of_chosen_classes(done, mesh1, tmp_path):
-  """PNGs, a grid and a JSON; sample i of a class is the same whatever else is asked for, and the sweep's own."""
+  """PNGs, a grid and a JSON; sample i of a class is the same whatever else is asked for, and the
+  sweep's own.
+  """
   workdir, config = done[0], small_config()
-  out = pictures.sample(config, mesh=mesh1, workdir=workdir, labels=["1", "7"], num=2, w=1.0, seed=0, out=tmp_path / "a")
+  out = pictures.sample(
+    config, mesh=mesh1, workdir=workdir, labels=["1", "7"], num=2, w=1.0, seed=0, out=tmp_path / "a"
+  )
   about, rows = json.loads((out / "samples.json").read_text()).values()
   assert about["data"] == "digits"
   assert [(r["label"], r["index"]) for r in rows] == [(1, 0), (1, 1), (7, 0), (7, 1)]
   assert all(r["seed"] == 0 and r["w"] == 1 and r["scale"] == 2 for r in rows)
-  picture = lambda folder, label, i: np.asarray(Image.open(folder / f"class{label:04d}_{i:05d}.png")).astype(int)
+  picture = lambda folder, label, i: np.asarray(
+    Image.open(folder / f"class{label:04d}_{i:05d}.png")
+  ).astype(int)
   assert picture(out, 1, 0).shape == (8, 8) and (out / "grid.png").exists()
-  other = pictures.sample(config, mesh=mesh1, workdir=workdir, labels=["7"], num=1, w=1.0, seed=0, out=tmp_path / "b")
+  other = pictures.sample(
+    config, mesh=mesh1, workdir=workdir, labels=["7"], num=1, w=1.0, seed=0, out=tmp_path / "b"
+  )
   assert np.abs(picture(other, 7, 0) - picture(out, 7, 0)).max() <= 1
   folder = next(p for p in (workdir / "sweep").iterdir() if (p / "w0.npz").exists())
   swept = np.load(folder / "w1.npz")["images"][1, ..., 0].astype(int)  # index 1 has label 1
@@ -185,7 +258,10 @@ def test_samples_of_chosen_classes(done, mesh1, tmp_path):
 @pytest.mark.smoke
 def test_strength_by_w_or_scale():
   """scale = 1 + w; both, or nonsense, is refused; neither is w = 1."""
-  assert pictures.parse_strength(w=None, scale=3.0) == 2 and pictures.parse_strength(w=0.0, scale=None) == 0
+  assert (
+    pictures.parse_strength(w=None, scale=3.0) == 2
+    and pictures.parse_strength(w=0.0, scale=None) == 0
+  )
   assert pictures.parse_strength(w=None, scale=None) == 1
   for w, scale in [(1.0, 2.0), (float("nan"), None), (None, -1.0)]:
     with pytest.raises(UserError):
@@ -216,7 +292,9 @@ def test_nearest_training_images(digits):
   assert distance[1, 0] == pytest.approx(exact, rel=1e-6)
 
 
-@pytest.mark.parametrize("heights", [(0, 1, 2, 3), (3, 2, 1, 0), (2.9, 2.95, 2.95, 3), (0.1, 0.05, 0, 0.1)])
+@pytest.mark.parametrize(
+  "heights", [(0, 1, 2, 3), (3, 2, 1, 0), (2.9, 2.95, 2.95, 3), (0.1, 0.05, 0, 0.1)]
+)
 def test_a_legend_lies_on_no_point(heights):
   """Whether a curve rises, falls, or stays high or low, the legend is where no point of it is."""
   drawn = matplotlib.figure.Figure(dpi=120)
@@ -227,7 +305,11 @@ def test_a_legend_lies_on_no_point(heights):
   figures._legend(axes)
   drawn.canvas.draw()
   box = axes.get_legend().get_window_extent()
-  assert not any(box.contains(*place) for line in axes.lines for place in line.get_transform().transform(figures._dense(line)))
+  assert not any(
+    box.contains(*place)
+    for line in axes.lines
+    for place in line.get_transform().transform(figures._dense(line))
+  )
 
 
 def test_labels_of_strengths_do_not_lie_upon_each_other():

@@ -1,4 +1,6 @@
-"""A sweep in several networks at once: a stand-in for Inception and a judge. What rows hold, what a kill costs, what devices change, further axes."""
+"""A sweep in several networks at once: a stand-in for Inception and a judge. What rows hold, what a
+kill costs, what devices change, further axes.
+"""
 
 import json
 
@@ -22,19 +24,33 @@ from cfg.training import loop
 from configs import digits as digits_config
 
 DIMS = {"spatial": 5, "mixed_7": 3, "mixed_8": 4, "pool_3": 6, "logits": 7, "logits_no_bias": 7}
-PROJECTIONS = {name: np.random.default_rng(0).normal(size=(192, dim)).astype(np.float32) for name, dim in DIMS.items()}
+PROJECTIONS = {
+  name: np.random.default_rng(0).normal(size=(192, dim)).astype(np.float32)
+  for name, dim in DIMS.items()
+}
 
 
 def outputs_of(pixels, names):
   """The stand-in's outputs: linear ones."""
-  return {name: jnp.dot(pixels.reshape(len(pixels), -1) / 255, PROJECTIONS[name], precision="highest") for name in names}
+  return {
+    name: jnp.dot(pixels.reshape(len(pixels), -1) / 255, PROJECTIONS[name], precision="highest")
+    for name in names
+  }
 
 
 def small_config():
   config = digits_config.get_config()
   config.data.update(name="synthetic", num_images=120, num_classes=3, heldout_fraction=0.4)
   config.model.update(ch=8, emb_ch=16, norm_groups=4, ch_mult=(1,), attn_resolutions=())
-  config.train.update(batch_size=16, num_steps=2, ema_decays=(0.9, 0.1), log_every_steps=2, heldout_every_steps=0, preview_every_steps=0, checkpoint_every_steps=2)
+  config.train.update(
+    batch_size=16,
+    num_steps=2,
+    ema_decays=(0.9, 0.1),
+    log_every_steps=2,
+    heldout_every_steps=0,
+    preview_every_steps=0,
+    checkpoint_every_steps=2,
+  )
   config.heldout.update(num_images=16, batch_size=16, num_bins=2)
   config.preview.update(num_classes=1, num_per_class=1, w=(0.0,))
   config.sampler.num_steps = 3
@@ -52,11 +68,19 @@ def stand_in():
     def use(outputs):
       patch.setattr(inception_lib, "available", lambda params: outputs)
       complete = len(outputs) == len(DIMS)
-      info = {"weights_sha256": ("ab" if complete else "cd") * 32, "file": "stand-in", "complete": complete}
+      info = {
+        "weights_sha256": ("ab" if complete else "cd") * 32,
+        "file": "stand-in",
+        "complete": complete,
+      }
       patch.setattr(select.inception_files, "read", lambda path: ({}, info))
 
-    patch.setattr(inception_lib, "OUTPUTS", {name: inception_lib.Output(10, dim) for name, dim in DIMS.items()})
-    patch.setattr(inception_lib, "apply", lambda params, pixels, outputs: outputs_of(pixels, outputs))
+    patch.setattr(
+      inception_lib, "OUTPUTS", {name: inception_lib.Output(10, dim) for name, dim in DIMS.items()}
+    )
+    patch.setattr(
+      inception_lib, "apply", lambda params, pixels, outputs: outputs_of(pixels, outputs)
+    )
     use(tuple(DIMS))
     yield use
 
@@ -75,7 +99,9 @@ def done(stand_in, data, mesh1, tmp_path_factory):
 
 
 def killed(folder, *, after, **run):
-  """Forget strength 1 in `folder`, and kill the sweep when it has written so many of its files; the names of the batches that are left."""
+  """Forget strength 1 in `folder`, and kill the sweep when it has written so many of its files; the
+  names of the batches that are left.
+  """
   for ending in ("json", "npz"):
     (folder / f"w1.{ending}").unlink(missing_ok=True)
   original, written = files.write_npz, []
@@ -95,52 +121,106 @@ def killed(folder, *, after, **run):
 
 def folder_of(workdir, row):
   """Where a row is."""
-  return next(path.parent for path in (workdir / "sweep").glob("*/w1.json") if json.loads(path.read_text())["checkpoint_hash"] == row["checkpoint_hash"])
+  return next(
+    path.parent
+    for path in (workdir / "sweep").glob("*/w1.json")
+    if json.loads(path.read_text())["checkpoint_hash"] == row["checkpoint_hash"]
+  )
 
 
 def samples(workdir, mesh, w, data):
   """All images of a strength, drawn again without any network to measure in."""
   network = trained.open_trained(workdir, mesh=mesh)
-  generator = generate.Generator(model=network.model, config=small_config(), image_shape=data.image_shape, mesh=mesh, batch_size=16)
+  generator = generate.Generator(
+    model=network.model,
+    config=small_config(),
+    image_shape=data.image_shape,
+    mesh=mesh,
+    batch_size=16,
+  )
   index = np.arange(60)
   return generator(network.params, index=index, labels=index % 3, w=w, seed=0)
 
 
 def test_numbers_are_those_of_the_images(done, data, mesh1):
-  """FID, sFID, scores, precision and recall of a row are their formulas on the outputs of the very images that the sampler draws."""
+  """FID, sFID, scores, precision and recall of a row are their formulas on the outputs of the very
+  images that the sampler draws.
+  """
   workdir, content = done
   real = outputs_of(np.stack([row["image"] for row in features.each(data.train)]), DIMS)
   for row in content["rows"]:
     ours = outputs_of(samples(workdir, mesh1, row["w"], data), DIMS)
     for output, name in {"pool_3": "fid", "spatial": "sfid"}.items():
-      distance = scores.frechet_distance(statistics.Gaussian.of(ours[output]), statistics.Gaussian.of(real[output]))
+      distance = scores.frechet_distance(
+        statistics.Gaussian.of(ours[output]), statistics.Gaussian.of(real[output])
+      )
       assert row[name] == pytest.approx(distance, rel=1e-4)
-    for output, name in {"logits": "inception_score", "logits_no_bias": "inception_score_no_bias"}.items():
+    for output, name in {
+      "logits": "inception_score",
+      "logits_no_bias": "inception_score_no_bias",
+    }.items():
       entropy = statistics.ClassEntropy.of(statistics.softmax(ours[output]))
       assert row[name] == pytest.approx(scores.inception_score(entropy), rel=1e-5)
-    assert (row["precision"], row["recall"]) == pytest.approx(pairwise.precision_recall(ours["pool_3"], real["pool_3"]), abs=0.02)
-    assert not {"fid_768", "frechet_1280"} & row.keys() and row["fid_heldout"] > 0 and "sfid_heldout" not in row
-    assert {"fid_judge", "fid_judge_err", "fid_judge_heldout", "inception_score_judge", "label_accuracy", "label_accuracy_err", "kid", "kid_err"} <= row.keys()
+    assert (row["precision"], row["recall"]) == pytest.approx(
+      pairwise.precision_recall(ours["pool_3"], real["pool_3"]), abs=0.02
+    )
+    assert (
+      not {"fid_768", "frechet_1280"} & row.keys()
+      and row["fid_heldout"] > 0
+      and "sfid_heldout" not in row
+    )
+    assert {
+      "fid_judge",
+      "fid_judge_err",
+      "fid_judge_heldout",
+      "inception_score_judge",
+      "label_accuracy",
+      "label_accuracy_err",
+      "kid",
+      "kid_err",
+    } <= row.keys()
 
 
 def test_rows_say_what_made_them(done, data):
-  """Hashes of both networks, of the real images, rules of rounding and resizing, counts; in the CSV too; the table tells the networks apart."""
+  """Hashes of both networks, of the real images, rules of rounding and resizing, counts; in the CSV
+  too; the table tells the networks apart.
+  """
   workdir, content = done
   row = content["rows"][1]
-  assert row["extractor"] == "inception-2015-12-05-abababab" and row["extractor_sha256"] == "ab" * 32 and row["complete"] is True
-  assert row["judge"].startswith("synthetic-judge-") and row["judge_sha256"][:8] == row["judge"][-8:]
-  assert row["reference_images"] == row["judge_reference_images"] == len(data.train) == 120 and row["reference"] == "synthetic train"
-  assert len(row["reference_sha256"]) == 64 and row["reference_sha256"] == row["judge_reference_sha256"] != row["heldout_sha256"]
+  assert (
+    row["extractor"] == "inception-2015-12-05-abababab"
+    and row["extractor_sha256"] == "ab" * 32
+    and row["complete"] is True
+  )
+  assert (
+    row["judge"].startswith("synthetic-judge-") and row["judge_sha256"][:8] == row["judge"][-8:]
+  )
+  assert (
+    row["reference_images"] == row["judge_reference_images"] == len(data.train) == 120
+    and row["reference"] == "synthetic train"
+  )
+  assert (
+    len(row["reference_sha256"]) == 64
+    and row["reference_sha256"] == row["judge_reference_sha256"] != row["heldout_sha256"]
+  )
   assert "299x299" in row["resize"] and "half to even" in row["uint8"] and row["dtype"] == "float32"
-  assert row.keys() == content["rows"][0].keys() and all(f"{name}_err" in row for name in content["metrics"]["frechet"] + content["metrics"]["shares"])
+  assert row.keys() == content["rows"][0].keys() and all(
+    f"{name}_err" in row for name in content["metrics"]["frechet"] + content["metrics"]["shares"]
+  )
   text = table.table(content)
-  assert "not Inception's" not in text and text.count("real") >= 2 and "judge FID" in text and row["judge"] in text
+  assert (
+    "not Inception's" not in text
+    and text.count("real") >= 2
+    and "judge FID" in text
+    and row["judge"] in text
+  )
   assert (workdir / "sweep.csv").read_text().splitlines()[0].split(",") == list(row)
   assert content["references"][0]["num_samples"] == 48 and content["references"][0]["fid"] > 0
 
 
 def test_a_kill_costs_a_batch(done, data, mesh1, monkeypatch):
-  """Killed after the second batch of four, it goes on with the third; the row is the same bit by bit, and nothing of the batches is left.
+  """Killed after the second batch of four, it goes on with the third; the row is the same bit by
+  bit, and nothing of the batches is left.
 
   Progress is told which were kept.
   """
@@ -151,15 +231,26 @@ def test_a_kill_costs_a_batch(done, data, mesh1, monkeypatch):
   skipped = []
   monkeypatch.setattr(sweep.logs.Progress, "skip", lambda self, done: skipped.append(done))
   drawn, batches = [], generate.Generator.batches
-  monkeypatch.setattr(generate.Generator, "batches", lambda self, *args, index, **kw: drawn.append(list(index)) or batches(self, *args, index=index, **kw))
-  assert sweep.sweep(small_config(), dataset=data, mesh=mesh1, workdir=workdir)["rows"] == content["rows"]
+  monkeypatch.setattr(
+    generate.Generator,
+    "batches",
+    lambda self, *args, index, **kw: (
+      drawn.append(list(index)) or batches(self, *args, index=index, **kw)
+    ),
+  )
+  assert (
+    sweep.sweep(small_config(), dataset=data, mesh=mesh1, workdir=workdir)["rows"]
+    == content["rows"]
+  )
   assert drawn == [list(range(32, 60))] and not (folder / "w1.partial").exists()
   assert skipped == [16 * 6, 32 * 6]  # network evaluations
 
 
 @pytest.mark.parametrize("damage", ["cut", "strange", "none"])
 def test_a_damaged_batch_is_drawn_again(done, data, mesh1, monkeypatch, damage):
-  """Of a strength killed when all its batches were there: one that was cut short or holds something else is not taken. The row is the same."""
+  """Of a strength killed when all its batches were there: one that was cut short or holds something
+  else is not taken. The row is the same.
+  """
   workdir, content = done
   folder = folder_of(workdir, content["rows"][1])
   assert len(killed(folder, after=4, dataset=data, mesh=mesh1, workdir=workdir)) == 4
@@ -169,30 +260,52 @@ def test_a_damaged_batch_is_drawn_again(done, data, mesh1, monkeypatch, damage):
   elif damage == "strange":
     files.write_npz(second, {**files.read_npz(first), "more": np.zeros(16)})
   drawn, batches = [], generate.Generator.batches
-  monkeypatch.setattr(generate.Generator, "batches", lambda self, *args, index, **kw: drawn.append(len(index)) or batches(self, *args, index=index, **kw))
-  assert sweep.sweep(small_config(), dataset=data, mesh=mesh1, workdir=workdir)["rows"] == content["rows"]
+  monkeypatch.setattr(
+    generate.Generator,
+    "batches",
+    lambda self, *args, index, **kw: (
+      drawn.append(len(index)) or batches(self, *args, index=index, **kw)
+    ),
+  )
+  assert (
+    sweep.sweep(small_config(), dataset=data, mesh=mesh1, workdir=workdir)["rows"]
+    == content["rows"]
+  )
   assert drawn == [0 if damage == "none" else 44]
 
 
 def test_devices_and_batches_change_nothing(done, data, mesh8, tmp_path):
-  """Eight devices, batches of 24: the same images, at most a grey level apart, and the same numbers nearly."""
+  """Eight devices, batches of 24: the same images, at most a grey level apart, and the same numbers
+  nearly.
+  """
   workdir, content = done
   trained.export(workdir, tmp_path / "weights.safetensors")
   (tmp_path / "judge.npz").write_bytes((workdir / "judge.npz").read_bytes())
   config = small_config()
   config.sweep.update(batch_size=24, w=(1.0,))
   other = sweep.sweep(config, dataset=data, mesh=mesh8, workdir=tmp_path)["rows"][0]
-  pictures = [np.load(next((place / "sweep").glob("*/w1.npz")))["images"].astype(int) for place in (workdir, tmp_path)]
+  pictures = [
+    np.load(next((place / "sweep").glob("*/w1.npz")))["images"].astype(int)
+    for place in (workdir, tmp_path)
+  ]
   assert np.abs(pictures[0] - pictures[1]).max() <= 1
   for name, value in content["rows"][1].items():
-    assert other[name] == (pytest.approx(value, rel=0.02, abs=0.02) if isinstance(value, float) else value), name
+    assert other[name] == (
+      pytest.approx(value, rel=0.02, abs=0.02) if isinstance(value, float) else value
+    ), name
 
 
 def test_real_images_are_measured_once(done, data, mesh1, monkeypatch):
-  """A second sweep reads them; fewer of them, or a damaged file, are measured anew and make rows of their own."""
+  """A second sweep reads them; fewer of them, or a damaged file, are measured anew and make rows of
+  their own.
+  """
   workdir, content = done
   measured, measure = [], features.Placed.measure
-  monkeypatch.setattr(features.Placed, "measure", lambda self, *args, what, **kw: measured.append(what) or measure(self, *args, what=what, **kw))
+  monkeypatch.setattr(
+    features.Placed,
+    "measure",
+    lambda self, *args, what, **kw: measured.append(what) or measure(self, *args, what=what, **kw),
+  )
   settings = sweep.check(small_config(), dataset=data, mesh=mesh1)
 
   def get(config):
@@ -207,12 +320,20 @@ def test_real_images_are_measured_once(done, data, mesh1, monkeypatch):
   path = next((workdir / "real").glob("inception*heldout.npz"))
   path.write_bytes(path.read_bytes()[:-9])
   again, heldout_again = get(small_config())
-  assert measured[1:] == ["real images (train)", "real images (heldout)"] and heldout_again.sha256 == heldout.sha256
-  assert again.about == train_.about and again.entropies["logits"].plogp_sum == train_.entropies["logits"].plogp_sum
+  assert (
+    measured[1:] == ["real images (train)", "real images (heldout)"]
+    and heldout_again.sha256 == heldout.sha256
+  )
+  assert (
+    again.about == train_.about
+    and again.entropies["logits"].plogp_sum == train_.entropies["logits"].plogp_sum
+  )
 
 
 def test_a_reference_that_somebody_published(done, data, mesh1, tmp_path):
-  """inception.reference takes the place of the training split: with mu and sigma alone there is FID, and neither sFID nor precision."""
+  """inception.reference takes the place of the training split: with mu and sigma alone there is
+  FID, and neither sFID nor precision.
+  """
   workdir, content = done
   mean, cov = np.zeros(6), np.eye(6)
   np.savez(tmp_path / "edm.npz", mu=mean, sigma=cov)
@@ -220,14 +341,24 @@ def test_a_reference_that_somebody_published(done, data, mesh1, tmp_path):
   config.inception.reference = str(tmp_path / "edm.npz")
   rows = sweep.sweep(config, dataset=data, mesh=mesh1, workdir=workdir)["rows"]
   for row in rows:
-    ours = statistics.Gaussian.of(outputs_of(samples(workdir, mesh1, row["w"], data), ["pool_3"])["pool_3"])
-    assert row["fid"] == pytest.approx(scores.frechet_distance(ours, statistics.Moments(mean, cov)), rel=1e-4)
-    assert not {"sfid", "precision", "kid"} & row.keys() and row["reference"] == "edm.npz" and row["reference_images"] is None
+    ours = statistics.Gaussian.of(
+      outputs_of(samples(workdir, mesh1, row["w"], data), ["pool_3"])["pool_3"]
+    )
+    assert row["fid"] == pytest.approx(
+      scores.frechet_distance(ours, statistics.Moments(mean, cov)), rel=1e-4
+    )
+    assert (
+      not {"sfid", "precision", "kid"} & row.keys()
+      and row["reference"] == "edm.npz"
+      and row["reference_images"] is None
+    )
     assert row["fid_judge"] == next(r for r in content["rows"] if r["w"] == row["w"])["fid_judge"]
 
 
 def test_inception_alone(done, data, mesh1):
-  """Without a judge, as the ImageNet configs are: the same numbers of Inception, no label accuracy, one table."""
+  """Without a judge, as the ImageNet configs are: the same numbers of Inception, no label accuracy,
+  one table.
+  """
   config = small_config()
   config.judge.num_steps = 0
   content = sweep.sweep(config, dataset=data, mesh=mesh1, workdir=done[0])
@@ -240,19 +371,30 @@ def test_inception_alone(done, data, mesh1):
 
 
 def test_further_axes(done, data, mesh1):
-  """Every combination of sampler, T and v has its rows, those of DDIM once for all v; its samples are those of that sampler alone."""
+  """Every combination of sampler, T and v has its rows, those of DDIM once for all v; its samples
+  are those of that sampler alone.
+  """
   workdir, content = done
   config = small_config()
-  config.sweep.update(w=(1.0,), sampler=("ancestral", "ddim"), num_steps=(3, 4), var_interp=(0.2, 0.3))
+  config.sweep.update(
+    w=(1.0,), sampler=("ancestral", "ddim"), num_steps=(3, 4), var_interp=(0.2, 0.3)
+  )
   several = sweep.sweep(config, dataset=data, mesh=mesh1, workdir=workdir)
   found = [(row["sampler"], row["num_steps"], row["var_interp"]) for row in several["rows"]]
   assert len(found) == len(set(found)) == 6 and sum(name == "ddim" for name, *_ in found) == 2
-  assert len({row["fid"] for row in several["rows"] if row["sampler"] == "ancestral"}) == 4 and {row["nfe"] for row in several["rows"]} == {6, 8}
+  assert len({row["fid"] for row in several["rows"] if row["sampler"] == "ancestral"}) == 4 and {
+    row["nfe"] for row in several["rows"]
+  } == {6, 8}
   assert several["rows"][found.index(("ancestral", 3, 0.3))] == content["rows"][1]
-  assert not {"sampler", "num_steps", "var_interp"} & several["about"].keys() and several["about"]["ema"] == 0.9
+  assert (
+    not {"sampler", "num_steps", "var_interp"} & several["about"].keys()
+    and several["about"]["ema"] == 0.9
+  )
   text = table.table(several)
   assert all(word in text.splitlines()[0].split() for word in ("sampler", "T", "v"))
-  assert len(list(workdir.glob("grid_*T4*.png"))) == 3 and len(list(workdir.glob("grid_*T3*.png"))) == 2
+  assert (
+    len(list(workdir.glob("grid_*T4*.png"))) == 3 and len(list(workdir.glob("grid_*T3*.png"))) == 2
+  )
 
 
 def test_averages_are_an_axis(done, data, mesh1):
@@ -261,11 +403,15 @@ def test_averages_are_an_axis(done, data, mesh1):
   config.sweep.update(w=(1.0,), ema_decays=(0.9, 0.1))
   rows = sweep.sweep(config, dataset=data, mesh=mesh1, workdir=done[0])["rows"]
   assert [row["ema"] for row in rows] == [0.9, 0.1] and rows[0] == done[1]["rows"][1]
-  assert rows[0]["checkpoint_hash"] != rows[1]["checkpoint_hash"] and rows[0]["fid"] != rows[1]["fid"]
+  assert (
+    rows[0]["checkpoint_hash"] != rows[1]["checkpoint_hash"] and rows[0]["fid"] != rows[1]["fid"]
+  )
 
 
 def test_the_weights_are_not_complete(done, data, mesh1, stand_in):
-  """Without the last layers there are distances of other names, and the table says that none is FID."""
+  """Without the last layers there are distances of other names, and the table says that none is
+  FID.
+  """
   config = small_config()
   config.sweep.w = (1.0,)
   stand_in(("spatial", "mixed_7", "mixed_8"))
@@ -274,19 +420,45 @@ def test_the_weights_are_not_complete(done, data, mesh1, stand_in):
   finally:
     stand_in(tuple(DIMS))
   row, text = content["rows"][0], table.table(content)
-  assert {"frechet_1280", "fid_768", "sfid", "precision_1280", "kid_1280", "fid_judge", "frechet_1280_heldout"} <= row.keys()
-  assert not {"fid", "inception_score", "precision"} & row.keys() and "not FID" in text and "paper" not in content
+  assert {
+    "frechet_1280",
+    "fid_768",
+    "sfid",
+    "precision_1280",
+    "kid_1280",
+    "fid_judge",
+    "frechet_1280_heldout",
+  } <= row.keys()
+  assert (
+    not {"fid", "inception_score", "precision"} & row.keys()
+    and "not FID" in text
+    and "paper" not in content
+  )
 
 
-@pytest.mark.parametrize("sections, words", [
-  (dict(sweep=dict(num_samples=6, num_blocks=2), judge=dict(num_steps=0)), "a strength has 6 samples, fewer than the features of fid: .*num_samples to 12"),
-  (dict(inception=dict(num_reference=6)), r"6 images of the training split are measured, fewer than the features of fid \(6\)"),
-  (dict(inception=dict(path=""), judge=dict(num_steps=0)), "no network to measure samples in: give inception.path"),
-  (dict(sweep=dict(num_steps=(2, 0))), "sampler section cannot be used"),
-  (dict(sweep=dict(sampler=("heun",))), "heun"),
-])
+@pytest.mark.parametrize(
+  "sections, words",
+  [
+    (
+      dict(sweep=dict(num_samples=6, num_blocks=2), judge=dict(num_steps=0)),
+      "a strength has 6 samples, fewer than the features of fid: .*num_samples to 12",
+    ),
+    (
+      dict(inception=dict(num_reference=6)),
+      r"6 images of the training split are measured, fewer than the features of fid \(6\)",
+    ),
+    (
+      dict(inception=dict(path=""), judge=dict(num_steps=0)),
+      "no network to measure samples in: give inception.path",
+    ),
+    (dict(sweep=dict(num_steps=(2, 0))), "sampler section cannot be used"),
+    (dict(sweep=dict(sampler=("heun",))), "heun"),
+  ],
+)
 def test_what_no_sweep_can_measure_is_told_before_training(stand_in, data, mesh1, sections, words):
-  """Too few samples or real images for Inception's spaces, no network at all, an axis that no sampler has: said with what to do; few by name."""
+  """Too few samples or real images for Inception's spaces, no network at all, an axis that no
+  sampler has: said with what to do; few by name.
+  """
   config = small_config()
   for name, fields in sections.items():
     config[name].update(fields)
@@ -298,7 +470,9 @@ def test_what_no_sweep_can_measure_is_told_before_training(stand_in, data, mesh1
 
 
 def test_fid_of_few_samples_while_training(stand_in, data, mesh1, tmp_path):
-  """Every two steps and at the end, by name biased: of each network and strength, the numbers of those very samples; 0 steps is never."""
+  """Every two steps and at the end, by name biased: of each network and strength, the numbers of
+  those very samples; 0 steps is never.
+  """
   config = small_config()
   config.train.update(num_steps=5, log_every_steps=5)
   config.watch.update(every_steps=2, num_samples=6, w=(0.0, 1.0))  # fewer than features
@@ -307,17 +481,42 @@ def test_fid_of_few_samples_while_training(stand_in, data, mesh1, tmp_path):
   records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
   watched = {record["step"]: record for record in records if "biased_n6/w0/fid" in record}
   assert list(watched) == [2, 4, 5]
-  names = ("fid", "fid_judge", "inception_score", "inception_score_no_bias", "inception_score_judge", "label_accuracy")
-  assert watched[5].keys() == {"step"} | {f"biased_n6/w{w}/{name}" for w in (0, 1) for name in names}
+  names = (
+    "fid",
+    "fid_judge",
+    "inception_score",
+    "inception_score_no_bias",
+    "inception_score_judge",
+    "label_accuracy",
+  )
+  assert watched[5].keys() == {"step"} | {
+    f"biased_n6/w{w}/{name}" for w in (0, 1) for name in names
+  }
   network, index = trained.open_trained(tmp_path, mesh=mesh1), np.arange(6)
-  generator = generate.Generator(model=network.model, config=config, image_shape=data.image_shape, mesh=mesh1, batch_size=6)
-  ours = outputs_of(generator(network.params, index=index, labels=index % 3, w=1.0, seed=0), ["pool_3", "logits"])
-  real_images = outputs_of(np.stack([row["image"] for row in features.each(data.train)]), ["pool_3"])["pool_3"]
-  distance = scores.frechet_distance(statistics.Gaussian.of(ours["pool_3"]), statistics.Gaussian.of(real_images), allow_few=True)
-  assert watched[5]["biased_n6/w1/fid"] == pytest.approx(distance, rel=1e-4) != watched[5]["biased_n6/w0/fid"]
+  generator = generate.Generator(
+    model=network.model, config=config, image_shape=data.image_shape, mesh=mesh1, batch_size=6
+  )
+  ours = outputs_of(
+    generator(network.params, index=index, labels=index % 3, w=1.0, seed=0), ["pool_3", "logits"]
+  )
+  real_images = outputs_of(
+    np.stack([row["image"] for row in features.each(data.train)]), ["pool_3"]
+  )["pool_3"]
+  distance = scores.frechet_distance(
+    statistics.Gaussian.of(ours["pool_3"]), statistics.Gaussian.of(real_images), allow_few=True
+  )
+  assert (
+    watched[5]["biased_n6/w1/fid"]
+    == pytest.approx(distance, rel=1e-4)
+    != watched[5]["biased_n6/w0/fid"]
+  )
   entropy = statistics.ClassEntropy.of(statistics.softmax(ours["logits"]))
-  assert watched[5]["biased_n6/w1/inception_score"] == pytest.approx(scores.inception_score(entropy), rel=1e-5)
-  assert watched[2]["biased_n6/w0/fid"] != watched[5]["biased_n6/w0/fid"] and watched[2]["biased_n6/w1/label_accuracy"] in [n / 6 for n in range(7)]
+  assert watched[5]["biased_n6/w1/inception_score"] == pytest.approx(
+    scores.inception_score(entropy), rel=1e-5
+  )
+  assert watched[2]["biased_n6/w0/fid"] != watched[5]["biased_n6/w0/fid"] and watched[2][
+    "biased_n6/w1/label_accuracy"
+  ] in [n / 6 for n in range(7)]
 
 
 def test_grey_images_are_not_inception_s(stand_in, digits, mesh1):

@@ -19,18 +19,28 @@ ZERO_GRADIENT = ("k", "bias")
 
 @pytest.fixture
 def shallow(config):
-  """Gives the config one level, for what does not depend on the network: it compiles in half the time."""
+  """Gives the config one level, for what does not depend on the network: it compiles in half the
+  time.
+  """
   config.model.update(ch_mult=(1,), attn_resolutions=())
 
 
 @pytest.fixture(autouse=True, scope="module")
 def plain_start():
-  """Networks that start at ones and zeros: the random start takes a third of the time to compile, and `set_up` adds its own."""
-  shapes_of = lambda model, image_shape: jax.eval_shape(lambda key: original(model, key=key, image_shape=image_shape), jax.random.key(0))
+  """Networks that start at ones and zeros: the random start takes a third of the time to compile,
+  and `set_up` adds its own.
+  """
+  shapes_of = lambda model, image_shape: jax.eval_shape(
+    lambda key: original(model, key=key, image_shape=image_shape), jax.random.key(0)
+  )
   one = lambda path, leaf: jnp.full(leaf.shape, float(path[-1].key == "scale"), leaf.dtype)
   original = unet.init_params
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(unet, "init_params", lambda model, *, key, image_shape: jax.tree.map_with_path(one, shapes_of(model, image_shape)))
+    patch.setattr(
+      unet,
+      "init_params",
+      lambda model, *, key, image_shape: jax.tree.map_with_path(one, shapes_of(model, image_shape)),
+    )
     yield
 
 
@@ -43,15 +53,25 @@ def set_up(config, mesh):
   """(model, optimizer, state with parameters that are nowhere zero) on a mesh."""
   model = unet.from_config(config.model, num_classes=10, image_shape=(8, 8, 1))
   optimizer = optim.make_optimizer(**config.optimizer)
-  state = train_step.make_state(config, model=model, optimizer=optimizer, image_shape=(8, 8, 1), mesh=mesh)
+  state = train_step.make_state(
+    config, model=model, optimizer=optimizer, image_shape=(8, 8, 1), mesh=mesh
+  )
   leaves, tree = jax.tree.flatten(jax.device_get(state.params))
   rng = np.random.default_rng(0)
-  params = jax.tree.unflatten(tree, [p + 0.1 * rng.normal(size=p.shape).astype(p.dtype) for p in leaves])
-  return model, optimizer, state.replace(params=jax.device_put(params, sharding.by_shape(mesh, params)))
+  params = jax.tree.unflatten(
+    tree, [p + 0.1 * rng.normal(size=p.shape).astype(p.dtype) for p in leaves]
+  )
+  return (
+    model,
+    optimizer,
+    state.replace(params=jax.device_put(params, sharding.by_shape(mesh, params))),
+  )
 
 
 def batches(digits, count):
-  return list(pipeline.train_stream(digits.train, batch_size=16, seed=0, start_step=0, num_steps=count))
+  return list(
+    pipeline.train_stream(digits.train, batch_size=16, seed=0, start_step=0, num_steps=count)
+  )
 
 
 def run(config, mesh, data, model, optimizer, state):
@@ -67,7 +87,9 @@ def run(config, mesh, data, model, optimizer, state):
 
 @pytest.mark.usefixtures("shallow")
 def test_any_mesh_trains_alike(config, digits, meshes):
-  """20 steps on 1, 2 and 8 devices: losses agree to 1e-4; one compilation each; the first gradient norm to 1e-5."""
+  """20 steps on 1, 2 and 8 devices: losses agree to 1e-4; one compilation each; the first gradient
+  norm to 1e-5.
+  """
   config.train.flip = True
   runs = [run(config, mesh, batches(digits, 20), *set_up(config, mesh)) for mesh in meshes]
   for losses, norms, state, compilations in runs:
@@ -78,7 +100,9 @@ def test_any_mesh_trains_alike(config, digits, meshes):
 
 
 def gradients(config, mesh, digits):
-  """{path: gradient} of the first batch: the change that plain descent at rate 1, without clipping, makes."""
+  """{path: gradient} of the first batch: the change that plain descent at rate 1, without clipping,
+  makes.
+  """
   model, _, state = set_up(config, mesh)
   optimizer = optax.sgd(1.0)
   before = jax.device_get(state.params)
@@ -94,7 +118,9 @@ def assert_same_gradients(first, other):
   for name, grad in first.items():
     if name[-2:] != ZERO_GRADIENT:
       # the subtraction that gives the gradient back rounds at the parameters' size
-      np.testing.assert_allclose(other[name], grad, atol=1e-5 * norm + 5e-7, rtol=0, err_msg=str(name))
+      np.testing.assert_allclose(
+        other[name], grad, atol=1e-5 * norm + 5e-7, rtol=0, err_msg=str(name)
+      )
 
 
 @pytest.fixture(scope="module")
@@ -113,10 +139,16 @@ def test_gradients_agree_on_any_mesh(config, digits, meshes, reference_gradients
 
 
 @pytest.mark.parametrize("devices, parts", [(1, 4), (4, 2)])
-def test_micro_batches_have_the_gradient_of_the_batch(config, digits, reference_gradients, devices, parts):
-  """Accumulated over micro-batches, on any mesh, the gradient is the big batch's to 1e-5 of its norm."""
+def test_micro_batches_have_the_gradient_of_the_batch(
+  config, digits, reference_gradients, devices, parts
+):
+  """Accumulated over micro-batches, on any mesh, the gradient is the big batch's to 1e-5 of its
+  norm.
+  """
   config.train.accumulate = parts
-  assert_same_gradients(reference_gradients, gradients(config, sharding.make_mesh(jax.devices()[:devices]), digits))
+  assert_same_gradients(
+    reference_gradients, gradients(config, sharding.make_mesh(jax.devices()[:devices]), digits)
+  )
 
 
 def test_remat_has_the_same_gradient(config, digits, mesh1, reference_gradients):
@@ -126,7 +158,9 @@ def test_remat_has_the_same_gradient(config, digits, mesh1, reference_gradients)
 
 
 @pytest.mark.parametrize("devices, fsdp, parts", [(8, 8, 1), (4, 2, 2)])
-def test_split_parameters_have_the_same_gradient(config, digits, reference_gradients, monkeypatch, devices, fsdp, parts):
+def test_split_parameters_have_the_same_gradient(
+  config, digits, reference_gradients, monkeypatch, devices, fsdp, parts
+):
   """With parameters, moments and averages split over devices, with micro-batches or without."""
   monkeypatch.setattr(sharding, "SMALLEST_SPLIT", 64)
   config.train.accumulate = parts
@@ -135,17 +169,24 @@ def test_split_parameters_have_the_same_gradient(config, digits, reference_gradi
 
 
 def test_what_is_split_where():
-  """The largest dimension that divides, the last of equal ones; small arrays and odd ones whole; without fsdp all."""
+  """The largest dimension that divides, the last of equal ones; small arrays and odd ones whole;
+  without fsdp all.
+  """
   shapes = [(3, 3, 64, 256), (512, 128), (256, 256), (3, 3, 4, 4), (7, 5, 1001), (6, 3000)]
   tree = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
-  axes = lambda fsdp: [list(s.spec).index("fsdp") if "fsdp" in s.spec else None for s in sharding.by_shape(sharding.make_mesh(jax.devices()[:8], fsdp=fsdp), tree)]
+  axes = lambda fsdp: [
+    list(s.spec).index("fsdp") if "fsdp" in s.spec else None
+    for s in sharding.by_shape(sharding.make_mesh(jax.devices()[:8], fsdp=fsdp), tree)
+  ]
   assert axes(4) == [3, 0, 1, None, None, 1]
   assert axes(1) == [None] * 6
 
 
 @pytest.mark.usefixtures("shallow")
 def test_split_parameters_train_alike(config, digits, mesh8, monkeypatch):
-  """Eight steps of the whole optimizer, split eight ways and not: the same losses and averages; large arrays are split, and stay so."""
+  """Eight steps of the whole optimizer, split eight ways and not: the same losses and averages;
+  large arrays are split, and stay so.
+  """
   whole = run(config, mesh8, batches(digits, 8), *set_up(config, mesh8))
   monkeypatch.setattr(sharding, "SMALLEST_SPLIT", 64)
   mesh = sharding.make_mesh(jax.devices()[:8], fsdp=8)
@@ -162,7 +203,9 @@ def test_split_parameters_train_alike(config, digits, mesh8, monkeypatch):
 
 @pytest.mark.usefixtures("shallow")
 def test_a_second_compilation_is_noticed(config, digits, mesh1):
-  """A batch of another shape makes the step compile again, which warns: an error in tests, where warnings are."""
+  """A batch of another shape makes the step compile again, which warns: an error in tests, where
+  warnings are.
+  """
   model, optimizer, state = set_up(config, mesh1)
   step = train_step.TrainStep(config, model=model, optimizer=optimizer, mesh=mesh1, state=state)
   batch = batches(digits, 1)[0]
@@ -174,7 +217,9 @@ def test_a_second_compilation_is_noticed(config, digits, mesh1):
 
 @pytest.mark.usefixtures("shallow")
 def test_dropout_masks_differ_between_micro_batches_and_steps(config, digits, mesh1):
-  """Network dropout draws anew for each (micro-)batch: the same rows under another first index have another loss."""
+  """Network dropout draws anew for each (micro-)batch: the same rows under another first index have
+  another loss.
+  """
   config.model.dropout = 0.5
   config.optimizer.learning_rate = 0.0
   batch = batches(digits, 1)[0]
@@ -187,7 +232,9 @@ def test_dropout_masks_differ_between_micro_batches_and_steps(config, digits, me
 
 @pytest.mark.usefixtures("shallow")
 def test_loss_does_not_depend_on_the_order_of_rows(config, digits, mesh1):
-  """A permuted batch, its indices with it, has the same loss: noise, level, drop and flip follow the index alone."""
+  """A permuted batch, its indices with it, has the same loss: noise, level, drop and flip follow
+  the index alone.
+  """
   config.train.flip = True
   batch = batches(digits, 1)[0]
   order = np.random.default_rng(0).permutation(16)
@@ -211,7 +258,9 @@ def test_flip_mirrors_some():
 
 @pytest.mark.usefixtures("shallow")
 def test_heldout_errors_are_fixed_and_tell_labels_apart(config, digits, mesh1):
-  """The same noise at every call, a level in each equal part of u, and another number for the null label."""
+  """The same noise at every call, a level in each equal part of u, and another number for the null
+  label.
+  """
   model, _, state = set_up(config, mesh1)
   config.heldout.num_images = 20
   watcher = watch.Watcher(config, model=model, dataset=digits, mesh=mesh1, workdir=".")
@@ -223,18 +272,30 @@ def test_heldout_errors_are_fixed_and_tell_labels_apart(config, digits, mesh1):
   assert first["heldout/loss_cond"] != first["heldout/loss_null"]
   # the batch it is computed in does not matter
   config.heldout.batch_size = 7
-  again = watch.Watcher(config, model=model, dataset=digits, mesh=mesh1, workdir=".").heldout(state.params)
+  again = watch.Watcher(config, model=model, dataset=digits, mesh=mesh1, workdir=".").heldout(
+    state.params
+  )
   for name, value in first.items():
     assert again[name] == pytest.approx(value, rel=1e-4)
 
 
 @pytest.mark.usefixtures("shallow")
 def test_heldout_levels_cover_the_schedule(config, mesh1):
-  """With eps_hat = 0 (parameters at the start) every error is mean eps^2: near 1 in each bin, for both labels."""
+  """With eps_hat = 0 (parameters at the start) every error is mean eps^2: near 1 in each bin, for
+  both labels.
+  """
   model = unet.from_config(config.model, num_classes=10, image_shape=(8, 8, 1))
-  params = jax.jit(lambda k: unet.init_params(model, key=k, image_shape=(8, 8, 1)))(jax.random.key(0))
-  batch = {"image": jnp.zeros((30, 8, 8, 1), jnp.uint8), "label": jnp.zeros(30, jnp.int32), "index": jnp.arange(30, dtype=jnp.uint32)}
-  errors = watch.heldout_errors(params, batch, jax.random.key(0), model=model, logsnr_fn=lambda u: 20 - 40 * u, num_bins=4)
+  params = jax.jit(lambda k: unet.init_params(model, key=k, image_shape=(8, 8, 1)))(
+    jax.random.key(0)
+  )
+  batch = {
+    "image": jnp.zeros((30, 8, 8, 1), jnp.uint8),
+    "label": jnp.zeros(30, jnp.int32),
+    "index": jnp.arange(30, dtype=jnp.uint32),
+  }
+  errors = watch.heldout_errors(
+    params, batch, jax.random.key(0), model=model, logsnr_fn=lambda u: 20 - 40 * u, num_bins=4
+  )
   assert errors.shape == (30, 4, 2)
   np.testing.assert_allclose(errors.mean(axis=0), 1.0, atol=0.15)
   np.testing.assert_array_equal(errors[..., 0], errors[..., 1])
@@ -242,9 +303,13 @@ def test_heldout_levels_cover_the_schedule(config, mesh1):
 
 @pytest.mark.usefixtures("shallow")
 def test_previews_without_label_dropout(config, digits, mesh1, tmp_path):
-  """With p_uncond = 0 there is nothing to mix: the preview shows w = 0, even if the config names other strengths alone."""
+  """With p_uncond = 0 there is nothing to mix: the preview shows w = 0, even if the config names
+  other strengths alone.
+  """
   config.train.p_uncond, config.preview.w = 0.0, (1.0, 2.0)
   config.preview.update(num_classes=2, num_per_class=1)
   model, _, state = set_up(config, mesh1)
-  sheet = watch.Watcher(config, model=model, dataset=digits, mesh=mesh1, workdir=tmp_path).preview(state.params, 1)
+  sheet = watch.Watcher(config, model=model, dataset=digits, mesh=mesh1, workdir=tmp_path).preview(
+    state.params, 1
+  )
   assert sheet.ndim == 3 and (tmp_path / "previews" / "step_00000001.png").exists()

@@ -16,14 +16,31 @@ from cfg.training import loop, watch
 
 TRAIN_STEPS = 120
 OPTIONS = [
-  "--config.cpu_devices=1", "--config.model.ch=8", "--config.model.emb_ch=16", "--config.model.norm_groups=4",
-  "--config.model.ch_mult=(1,)", "--config.model.attn_resolutions=(8,)",
-  "--config.train.batch_size=16", f"--config.train.num_steps={TRAIN_STEPS}", "--config.train.checkpoint_every_steps=10",
-  "--config.train.log_every_steps=5", "--config.train.heldout_every_steps=30", "--config.train.preview_every_steps=0",
-  "--config.train.ema_decays=(0.9,0.99)", "--config.model.dropout=0.1", "--config.train.flip=True",
-  "--config.sampler.num_steps=4", "--config.preview.num_per_class=1", "--config.sweep.batch_size=100",
-  "--config.sweep.num_samples=400", "--config.sweep.num_blocks=2", "--config.sweep.w=(0.0,1.0,2.0,3.0)",
-  "--config.judge.num_steps=20", "--config.judge.ch=8", "--config.judge.feature_dim=8", "--config.judge.min_accuracy=0.0",
+  "--config.cpu_devices=1",
+  "--config.model.ch=8",
+  "--config.model.emb_ch=16",
+  "--config.model.norm_groups=4",
+  "--config.model.ch_mult=(1,)",
+  "--config.model.attn_resolutions=(8,)",
+  "--config.train.batch_size=16",
+  f"--config.train.num_steps={TRAIN_STEPS}",
+  "--config.train.checkpoint_every_steps=10",
+  "--config.train.log_every_steps=5",
+  "--config.train.heldout_every_steps=30",
+  "--config.train.preview_every_steps=0",
+  "--config.train.ema_decays=(0.9,0.99)",
+  "--config.model.dropout=0.1",
+  "--config.train.flip=True",
+  "--config.sampler.num_steps=4",
+  "--config.preview.num_per_class=1",
+  "--config.sweep.batch_size=100",
+  "--config.sweep.num_samples=400",
+  "--config.sweep.num_blocks=2",
+  "--config.sweep.w=(0.0,1.0,2.0,3.0)",
+  "--config.judge.num_steps=20",
+  "--config.judge.ch=8",
+  "--config.judge.feature_dim=8",
+  "--config.judge.min_accuracy=0.0",
 ]
 
 
@@ -32,13 +49,25 @@ def start(tmp_path_factory):
   """Start `python -m cfg.main` in a process of its own; all share a compilation cache."""
   cache = tmp_path_factory.mktemp("xla")
   env = {
-    **os.environ, "JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    **os.environ,
+    "JAX_COMPILATION_CACHE_DIR": str(cache),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "JAX_PLATFORMS": "cpu",
   }
 
   def begin(workdir, mode):
-    command = [sys.executable, "-m", "cfg.main", "--config=configs/digits.py", f"--workdir={workdir}", f"--mode={mode}", *OPTIONS]
-    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    command = [
+      sys.executable,
+      "-m",
+      "cfg.main",
+      "--config=configs/digits.py",
+      f"--workdir={workdir}",
+      f"--mode={mode}",
+      *OPTIONS,
+    ]
+    return subprocess.Popen(
+      command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
 
   return begin
 
@@ -60,7 +89,9 @@ def wait_until(condition, process):
 def logged(workdir, step):
   """Whether metrics.jsonl has a record of `step` or later."""
   path = workdir / "metrics.jsonl"
-  return path.exists() and any(json.loads(line)["step"] >= step for line in path.read_text().splitlines() if line.endswith("}"))
+  return path.exists() and any(
+    json.loads(line)["step"] >= step for line in path.read_text().splitlines() if line.endswith("}")
+  )
 
 
 def final_state(workdir):
@@ -80,7 +111,9 @@ def whole(start, tmp_path_factory):
 
 
 def test_killed_training_ends_with_the_same_state(start, whole, tmp_path):
-  """SIGKILL between two checkpoints, SIGTERM later, start again: parameters, averages, optimizer are bit-identical."""
+  """SIGKILL between two checkpoints, SIGTERM later, start again: parameters, averages, optimizer
+  are bit-identical.
+  """
   process = start(tmp_path, "train")
   wait_until(lambda: logged(tmp_path, 25), process)
   process.kill()
@@ -101,16 +134,30 @@ def test_killed_training_ends_with_the_same_state(start, whole, tmp_path):
   assert code == 0, output
   assert final_state(tmp_path)[:2] == final_state(whole)[:2]
   # the log is that of one run: each step once, in order
-  steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+  steps = [
+    json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()
+  ]
   assert steps == sorted(steps) and set(steps) == set(range(5, TRAIN_STEPS + 1, 5))
 
 
 def test_resumed_otherwise_it_is_the_same_run(config, digits, mesh1, tmp_path, monkeypatch):
-  """Half on one device, half on two in micro-batches with images read by another process: the losses of the whole run."""
-  config.train.update(num_steps=12, log_every_steps=1, heldout_every_steps=0, preview_every_steps=0, checkpoint_every_steps=0, flip=True)
+  """Half on one device, half on two in micro-batches with images read by another process: the
+  losses of the whole run.
+  """
+  config.train.update(
+    num_steps=12,
+    log_every_steps=1,
+    heldout_every_steps=0,
+    preview_every_steps=0,
+    checkpoint_every_steps=0,
+    flip=True,
+  )
   config.heldout.batch_size = 8
   config.model.update(ch_mult=(1,), attn_resolutions=())
-  for what, nothing in (("heldout", {}), ("preview", np.zeros((8, 8, 1), np.uint8))):  # not looked at here
+  for what, nothing in (
+    ("heldout", {}),
+    ("preview", np.zeros((8, 8, 1), np.uint8)),
+  ):  # not looked at here
     monkeypatch.setattr(watch.Watcher, what, lambda *_, nothing=nothing: nothing)
 
   def run(workdir, mesh, **fields):
@@ -121,17 +168,26 @@ def test_resumed_otherwise_it_is_the_same_run(config, digits, mesh1, tmp_path, m
   run(tmp_path / "whole", mesh1)
   run(tmp_path / "staged", mesh1, num_steps=5)
   run(tmp_path / "staged", sharding.make_mesh(jax.devices()[:2]), accumulate=2, data_workers=1)
-  logged = lambda name: [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
-  losses = {name: {row["step"]: row["loss"] for row in logged(name) if "loss" in row} for name in ("whole", "staged")}
+  logged = lambda name: [
+    json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+  ]
+  losses = {
+    name: {row["step"]: row["loss"] for row in logged(name) if "loss" in row}
+    for name in ("whole", "staged")
+  }
   assert set(losses["whole"]) == set(range(2, 13)) and set(losses["staged"]) >= set(range(7, 13))
   for step, loss in losses["staged"].items():
     assert loss == pytest.approx(losses["whole"][step], rel=1e-4), step
   states = {name: final_state(tmp_path / name) for name in losses}
-  assert [states[name][0] for name in losses] == [12, 12] and all(state[2]["stream_position"] == 12 * 16 for state in states.values())
+  assert [states[name][0] for name in losses] == [12, 12] and all(
+    state[2]["stream_position"] == 12 * 16 for state in states.values()
+  )
 
 
 def test_killed_sweep_goes_on_where_it_was(start, whole, tmp_path):
-  """SIGKILL after the first strength: the finished row is kept, and the table is the uninterrupted one's."""
+  """SIGKILL after the first strength: the finished row is kept, and the table is the uninterrupted
+  one's.
+  """
   code, output = finish(start(tmp_path, "train"))
   assert code == 0, output
   files.write_npz(tmp_path / "judge.npz", files.read_npz(whole / "judge.npz"))
@@ -152,7 +208,9 @@ def test_killed_sweep_goes_on_where_it_was(start, whole, tmp_path):
 
 
 def test_a_finished_run_says_so_and_changes_nothing(start, whole):
-  """The same command again: exit code 0, "complete" for both halves, no file of the results rewritten."""
+  """The same command again: exit code 0, "complete" for both halves, no file of the results
+  rewritten.
+  """
   before = {p: p.stat().st_mtime_ns for p in whole.rglob("*") if p.is_file()}
   code, output = finish(start(whole, "all"))
   assert code == 0 and "training is complete" in output and "the sweep is complete" in output

@@ -28,7 +28,9 @@ def compressed(path):
         if member.isfile():
           found[member.name.split("/")[-1]] = archive.extractfile(member).read()
   except (OSError, tarfile.TarError, EOFError) as e:
-    raise UserError(f"the archive {str(path)!r} cannot be read ({e}): it may be cut short. Get it again.") from e
+    raise UserError(
+      f"the archive {str(path)!r} cannot be read ({e}): it may be cut short. Get it again."
+    ) from e
   return found if {BINARY, PYTHON} & found.keys() else None
 
 
@@ -41,7 +43,11 @@ def from_files(names, read, *, where):
   if BINARY in names:
     suffix, class_names, batch = ".bin", lambda: read(BINARY).decode("ascii").split(), binary_batch
   elif PYTHON in names and TRAIN[0] in names:
-    suffix, class_names, batch = "", lambda: list(map(text, unpickle(read(PYTHON))["label_names"])), python_batch
+    suffix, class_names, batch = (
+      "",
+      lambda: list(map(text, unpickle(read(PYTHON))["label_names"])),
+      python_batch,
+    )
   else:
     return None
   name, splits = "its list of classes", {}
@@ -58,7 +64,10 @@ def from_files(names, read, *, where):
       images, labels = np.concatenate(images), np.concatenate(labels)
       splits[split] = Arrays(images, [str(i) for i in range(len(labels))], labels)
   except (OSError, KeyError, ValueError, TypeError, pickles.Refused) as e:
-    raise UserError(f"{name} of CIFAR-10 in {str(where)!r} is missing or not whole ({e}): unpack the archive again.") from e
+    raise UserError(
+      f"{name} of CIFAR-10 in {str(where)!r} is missing or not whole ({e}): unpack the archive "
+      f"again."
+    ) from e
   return Input("cifar10", classes, splits, {})
 
 
@@ -77,7 +86,14 @@ def python_batch(raw):
   if not isinstance(content["data"], _Bytes):
     raise ValueError("its data are no array")
   pixels, labels = content["data"].array(), np.asarray(content["labels"])
-  if pixels.ndim != 2 or pixels.shape[1] != 3072 or labels.shape != pixels.shape[:1] or labels.dtype.kind != "i" or not len(labels) or labels.min() < 0:
+  if (
+    pixels.ndim != 2
+    or pixels.shape[1] != 3072
+    or labels.shape != pixels.shape[:1]
+    or labels.dtype.kind != "i"
+    or not len(labels)
+    or labels.min() < 0
+  ):
     raise ValueError(f"it has images {pixels.shape} and labels {labels.dtype}{list(labels.shape)}")
   return pixels, labels
 
@@ -88,7 +104,9 @@ def text(value):
 
 
 def unpickle(raw):
-  """The dict in a pickle, by the interpreter that executes nothing; its keys may have been pickled as bytes."""
+  """The dict in a pickle, by the interpreter that executes nothing; its keys may have been pickled
+  as bytes.
+  """
   content = pickles.load(io.BytesIO(raw), globals_=GLOBALS)
   if not isinstance(content, dict):
     raise pickles.Refused("it is not a dict")
@@ -115,7 +133,9 @@ class _Bytes:
   def set_state(self, state):
     """(version, shape, dtype, in Fortran's order, content)."""
     match state:
-      case (_, tuple(shape), _Dtype(), 0 | False, bytes() | str() as data) if all(isinstance(n, int) and n >= 0 for n in shape):
+      case (_, tuple(shape), _Dtype(), 0 | False, bytes() | str() as data) if all(
+        isinstance(n, int) and n >= 0 for n in shape
+      ):
         self._shape, self._data = shape, data.encode("latin-1") if isinstance(data, str) else data
       case _:
         raise pickles.Refused("it has an array of a kind that CIFAR-10 has not")
@@ -129,5 +149,7 @@ GLOBALS = {
   **{(f"numpy.{core}.multiarray", "_reconstruct"): _Bytes for core in ("core", "_core")},
   ("numpy", "ndarray"): _Bytes,
   ("numpy", "dtype"): _Dtype,
-  ("_codecs", "encode"): lambda s, encoding: s.encode("latin-1"),  # how Python 3 writes bytes for Python 2
+  ("_codecs", "encode"): lambda s, encoding: s.encode(
+    "latin-1"
+  ),  # how Python 3 writes bytes for Python 2
 }

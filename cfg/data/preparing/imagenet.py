@@ -13,26 +13,41 @@ from cfg.base.errors import UserError
 from cfg.data.preparing import trees
 from cfg.data.preparing.parts import Input
 
-TRAIN_TAR, VAL_TAR, DEVKIT = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz"
+TRAIN_TAR, VAL_TAR, DEVKIT = (
+  "ILSVRC2012_img_train.tar",
+  "ILSVRC2012_img_val.tar",
+  "ILSVRC2012_devkit_t12.tar.gz",
+)
 KAGGLE_TRAIN = re.compile(r"^(.*?)Data/CLS-LOC/train/")
 KAGGLE_VAL_LABELS = "LOC_val_solution.csv"
 
 
 @functools.cache
 def synsets():
-  """{"n01440764": "tench", ...}: the 1,000 classes in their usual order, and the first name WordNet has for each.
+  """{"n01440764": "tench", ...}: the 1,000 classes in their usual order, and the first name WordNet
+  has for each.
 
-  Two synsets of the same first name have their number behind it, "crane (n02012849)". The file beside
-  this one has all of WordNet's names (WordNet 3.0, Princeton University).
+  Two synsets of the same first name have their number behind it, "crane (n02012849)". The file
+  beside this one has all of WordNet's names (WordNet 3.0, Princeton University).
   """
-  lines = pathlib.Path(__file__).with_name("imagenet_classes.txt").read_text(encoding="utf-8").splitlines()
+  lines = (
+    pathlib.Path(__file__)
+    .with_name("imagenet_classes.txt")
+    .read_text(encoding="utf-8")
+    .splitlines()
+  )
   first = {synset: names.split(", ")[0] for synset, names in (line.split(" ", 1) for line in lines)}
   shared = [name.lower() for name in first.values()]
-  return {synset: f"{name} ({synset})" if shared.count(name.lower()) > 1 else name for synset, name in first.items()}
+  return {
+    synset: f"{name} ({synset})" if shared.count(name.lower()) > 1 else name
+    for synset, name in first.items()
+  }
 
 
 def class_names(folders):
-  """(names, ids): folders that are all synsets get their WordNet names, and are kept as ids; others keep theirs, and have no ids."""
+  """(names, ids): folders that are all synsets get their WordNet names, and are kept as ids; others
+  keep theirs, and have no ids.
+  """
   folders = tuple(folders)
   if folders and set(folders) <= synsets().keys():
     return tuple(synsets()[name] for name in folders), folders
@@ -42,7 +57,8 @@ def class_names(folders):
 def ilsvrc_tars(tree):
   """The Input of a folder that holds the tars of image-net.org, or None.
 
-  The validation images are taken if their tar is there, and then need the development kit, which knows their labels.
+  The validation images are taken if their tar is there, and then need the development kit, which
+  knows their labels.
   """
   if TRAIN_TAR not in tree.names:
     return None
@@ -50,19 +66,30 @@ def ilsvrc_tars(tree):
   classes, _ = trees.class_folders(train.names)
   strange = sorted(classes.keys() - synsets().keys())
   if strange or not classes:
-    raise UserError(f"{TRAIN_TAR} in {str(tree.path)!r} has {'the part ' + strange[0] if strange else 'nothing in it'}: it must hold a tar for each class, n01440764.tar ...")
+    raise UserError(
+      f"{TRAIN_TAR} in {str(tree.path)!r} has "
+      f"{'the part ' + strange[0] if strange else 'nothing in it'}: it must hold a tar for each "
+      f"class, n01440764.tar ..."
+    )
   splits = {"train": train.images(*trees.labelled(classes, list(classes)))}
   if VAL_TAR in tree.names:
     if DEVKIT not in tree.names:
-      raise UserError(f"{str(tree.path)!r} has {VAL_TAR} but not {DEVKIT}, which holds its labels: put it there too, or take the first away.")
+      raise UserError(
+        f"{str(tree.path)!r} has {VAL_TAR} but not {DEVKIT}, which holds its labels: put it there "
+        f"too, or take the first away."
+      )
     val = trees.open_tree(tree.path / VAL_TAR)
-    splits["val"] = _flat(val, dict(zip(sorted(val.places), devkit_labels(tree.path / DEVKIT))), list(classes))
+    splits["val"] = _flat(
+      val, dict(zip(sorted(val.places), devkit_labels(tree.path / DEVKIT))), list(classes)
+    )
   names, ids = class_names(classes)
   return Input("ilsvrc2012", names, splits, {}, ids)
 
 
 def kaggle(tree):
-  """The Input of Kaggle's ImageNet archive (imagenet-object-localization-challenge.zip), or of it extracted, or None."""
+  """The Input of Kaggle's ImageNet archive (imagenet-object-localization-challenge.zip), or of it
+  extracted, or None.
+  """
   prefix = next((found[1] for found in map(KAGGLE_TRAIN.match, tree.names) if found), None)
   if prefix is None:
     return None
@@ -75,7 +102,10 @@ def kaggle(tree):
       rows = csv.DictReader(io.StringIO(tree.read(labels).decode("utf-8")))
       known = {f"{row['ImageId']}.JPEG": row["PredictionString"].split()[0] for row in rows}
     except (OSError, ValueError, KeyError, IndexError, AttributeError) as e:
-      raise UserError(f"{labels} of {str(tree.path)!r} is not Kaggle's table of boxes, or is damaged ({type(e).__name__}: {e}): get it again.") from e
+      raise UserError(
+        f"{labels} of {str(tree.path)!r} is not Kaggle's table of boxes, or is damaged "
+        f"({type(e).__name__}: {e}): get it again."
+      ) from e
     splits["val"] = _flat(val, known, list(classes))
   elif val.names:
     ignored[f"{prefix}Data/CLS-LOC/val/"] = f"there is no {KAGGLE_VAL_LABELS} with its labels"
@@ -90,11 +120,15 @@ def _flat(tree, label_of, classes):
   try:
     return tree.images(names, np.asarray([number[label_of[name]] for name in names], np.int32))
   except KeyError as e:
-    raise UserError(f"the validation images of {str(tree.path)!r} and their labels do not fit: nothing is known of {e.args[0]}.") from e
+    raise UserError(
+      f"the validation images of {str(tree.path)!r} and their labels do not fit: nothing is known "
+      f"of {e.args[0]}."
+    ) from e
 
 
 def devkit_labels(path):
-  """[synset] of the validation images in the order of their names, from ILSVRC2012_devkit_t12.tar.gz.
+  """[synset] of the validation images in the order of their names, from
+  ILSVRC2012_devkit_t12.tar.gz.
 
   Its meta.mat numbers the synsets (ILSVRC2012_ID), in an order that is not the alphabet's.
   """
@@ -102,10 +136,15 @@ def devkit_labels(path):
 
   try:
     with tarfile.open(path, "r:gz") as archive:
-      read = lambda ending: archive.extractfile(next(m for m in archive.getmembers() if m.name.endswith(ending))).read()
+      read = lambda ending: archive.extractfile(
+        next(m for m in archive.getmembers() if m.name.endswith(ending))
+      ).read()
       numbers = [int(line) for line in read("data/ILSVRC2012_validation_ground_truth.txt").split()]
       meta = scipy_io.loadmat(io.BytesIO(read("data/meta.mat")), squeeze_me=True)["synsets"]
     synset = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in meta}
     return [synset[number] for number in numbers]
   except (OSError, tarfile.TarError, StopIteration, KeyError, ValueError, TypeError, EOFError) as e:
-    raise UserError(f"{str(path)!r} is not the development kit of ILSVRC2012, or is damaged ({type(e).__name__}: {e}): get it again.") from e
+    raise UserError(
+      f"{str(path)!r} is not the development kit of ILSVRC2012, or is damaged ({type(e).__name__}: "
+      f"{e}): get it again."
+    ) from e

@@ -1,4 +1,6 @@
-"""What prepare reads, in parts that can be handed to another process: labelled images in files, in an archive, or in memory."""
+"""What prepare reads, in parts that can be handed to another process: labelled images in files, in
+an archive, or in memory.
+"""
 
 import dataclasses
 import functools
@@ -42,7 +44,9 @@ class Files:
 
   def fingerprint(self):
     """Of names, lengths and labels."""
-    return _fingerprint(self.names, [(self.root / name).stat().st_size for name in self.names], self.labels)
+    return _fingerprint(
+      self.names, [(self.root / name).stat().st_size for name in self.names], self.labels
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +65,8 @@ class Place:
 class ZipPlace:
   """Where a file's local header begins in a zip, and its sizes as stored and as read.
 
-  The header is read with the file, not when the zip is listed: that would be a seek for each of a million files.
+  The header is read with the file, not when the zip is listed: that would be a seek for each of a
+  million files.
   """
 
   header: int
@@ -72,8 +77,11 @@ class ZipPlace:
 
   def read(self, path):
     """The file's bytes; ValueError if they are damaged."""
-    # PKZIP APPNOTE 4.3.7: the local header's name and extra field may be of other lengths than the directory's
-    signature, *_, name_length, extra_length = struct.unpack("<4s5H3L2H", _pread(path, 30, self.header))
+    # PKZIP APPNOTE 4.3.7: the local header's name and extra field may be of other lengths than the
+    # directory's
+    signature, *_, name_length, extra_length = struct.unpack(
+      "<4s5H3L2H", _pread(path, 30, self.header)
+    )
     data = _pread(path, self.stored, self.header + 30 + name_length + extra_length)
     if self.deflated:
       try:
@@ -153,7 +161,10 @@ class Arrays:
 
   def fingerprint(self):
     """Of pixels and labels."""
-    return hashlib.sha256(np.ascontiguousarray(self.images)).hexdigest() + hashlib.sha256(np.ascontiguousarray(self.labels)).hexdigest()
+    return (
+      hashlib.sha256(np.ascontiguousarray(self.images)).hexdigest()
+      + hashlib.sha256(np.ascontiguousarray(self.labels)).hexdigest()
+    )
 
 
 def _fingerprint(names, sizes, labels):
@@ -162,7 +173,9 @@ def _fingerprint(names, sizes, labels):
 
 @dataclasses.dataclass(frozen=True)
 class Input:
-  """Everything that is to be prepared: {"train": ..., maybe "val" or "test": ...}, and what was passed over, {name: reason}."""
+  """Everything that is to be prepared: {"train": ..., maybe "val" or "test": ...}, and what was
+  passed over, {name: reason}.
+  """
 
   kind: str
   class_names: tuple[str, ...]
