@@ -23,8 +23,11 @@ INSIDE = {
   "sweep": "run; strength",
   "training": "loop; watch; dry_run; step; state",
   "inference": "pictures workdir_config; generator network",
-  "report": "table; figures",
-  "features": "references; select; placed; inception judge cifar_resnet; extractor",
+  "report": "page; table figures",
+  "features": (
+    "references; reference_files select; judge_files; placed; inception judge cifar_resnet; "
+    "extractor"
+  ),
   "interop": (
     "adm inception; cifar_resnet inception_formats; adm_weights weights; torch_file graph_def; "
     "arrays"
@@ -32,7 +35,7 @@ INSIDE = {
   "models": "unet classifier; backbone; layers; inception judge cifar_resnet",
   "data": "prepare pipeline; sources; tfds; preparing; records recipes decode",
   "data.preparing": "inputs; cifar10 imagenet; trees; parts",
-  "metrics": "summary reference; scores pairwise; statistics",
+  "metrics": "summary reference; scores pairwise; statistics; metric",
   "base": (
     "checkpoint images sharding config logs pickles; files trees runtime optim flops errors"
   ),

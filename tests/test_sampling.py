@@ -11,7 +11,7 @@ import pytest
 from cfg import diffusion, guidance, sampling, schedules
 from cfg.base import sharding
 from cfg.base.errors import UserError
-from cfg.features.extractor import Extractor
+from cfg.features.extractor import Extractor, Metric
 from cfg.inference import generator as generate
 from cfg.models import unet
 
@@ -261,7 +261,14 @@ def test_no_collective_and_one_compilation(network, config, mesh8, measured):
   """
   features = lambda params, pixels: {"x": pixels.reshape(len(pixels), -1) @ params}
   extractor = (
-    Extractor("linear", features, np.ones((16, 2), np.float32), {"x": 2}, {"x": "fid"}, {})
+    Extractor(
+      role="linear",
+      name="linear",
+      apply=features,
+      params=np.ones((16, 2), np.float32),
+      dims={"x": 2},
+      metrics=(Metric("fid", "FID", "x", "frechet"),),
+    )
     if measured
     else None
   )

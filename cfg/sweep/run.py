@@ -20,14 +20,11 @@ import cfg
 from cfg.base import config as config_lib
 from cfg.base import files, images, logs, sharding
 from cfg.base.errors import UserError
-from cfg.features import extractor as extractor_lib
-from cfg.features import placed as features
-from cfg.features import references as real
-from cfg.features import select
+from cfg.features import references, select
 from cfg.inference import generator
 from cfg.inference.network import open_trained
 from cfg.metrics import summary
-from cfg.report import table
+from cfg.report import page, table
 from cfg.sweep import strength
 
 log = logging.getLogger(__name__)
@@ -87,50 +84,46 @@ def sweep(config, *, dataset, mesh, workdir):
     ema: open_trained(workdir, config=config, mesh=mesh, ema=ema)
     for ema in dict.fromkeys(ema for _, ema in samplers)
   }
-  found = select.get_extractors(config, dataset=dataset, workdir=workdir)
-  placed = [features.Placed(extractor, mesh) for extractor in found]
-  references = [
-    real.references(config, settings, dataset=dataset, placed=p, workdir=workdir) for p in placed
-  ]
+  extractors = select.extractors(config, dataset=dataset, workdir=workdir)
+  measured = references.measure_all(
+    config, settings, dataset=dataset, extractors=extractors, mesh=mesh, workdir=workdir
+  )
   made = [
-    make_variant(
-      c, settings, trained=networks[ema], found=found, references=references, workdir=workdir
-    )
+    make_variant(c, settings, trained=networks[ema], measured=measured, workdir=workdir)
     for c, ema in samplers
   ]
-
-  together = extractor_lib.together(found)
-  train, heldout = (real.together([pair[split] for pair in references]) for split in (0, 1))
-  draw_missing(made, settings, extractor=together, references=(train, heldout), mesh=mesh)
+  combined = references.combined(measured)
+  draw_missing(made, settings, measured=combined, mesh=mesh)
   rows = [variant.row(w) for variant in made for w in settings.w]
   content = table.read(workdir)
   if (
     content is not None
     and content["rows"] == rows
-    and all((workdir / name).exists() for name in table.FILES)
+    and all((workdir / name).exists() for name in page.FILES)
   ):
     log.info("the sweep is complete: %s", workdir / "sweep.json")
     return content
-  return table.write(
-    workdir,
-    rows=rows,
+  real = summary.of_reference(
+    combined.heldout, metrics=combined.extractor.metrics, train=combined.train
+  )
+  report = page.Report(
+    series=[
+      page.Series(
+        rows=[variant.row(w) for w in settings.w],
+        pictures={w: files.read_npz(variant.path(w, ".npz"))["images"] for w in settings.w},
+      )
+      for variant in made
+    ],
+    metrics=combined.extractor.metrics,
     about=shared([variant.about for variant in made]),
-    extractor=together,
+    real=[{"name": "real held-out images", **real}],
     dataset=dataset,
     paper=config.get("paper"),
-    references=[
-      {
-        "name": "real held-out images",
-        **summary.of_reference(heldout, extractor=together, train=train),
-      }
-    ],
-    pictures=[
-      {w: files.read_npz(variant.path(w, ".npz"))["images"] for w in settings.w} for variant in made
-    ],
   )
+  return page.write(workdir, report)
 
 
-def draw_missing(made, settings, *, extractor, references, mesh):
+def draw_missing(made, settings, *, measured, mesh):
   """Draw, measure and write every row that is not there, with one compilation for each Variant."""
   missing = [(variant, w) for variant in made for w in settings.w if variant.row(w) is None]
   total, done = (
@@ -145,20 +138,20 @@ def draw_missing(made, settings, *, extractor, references, mesh):
         image_shape=variant.trained.image_shape,
         mesh=mesh,
         batch_size=settings.batch_size,
-        extractor=extractor,
+        extractor=measured.extractor,
       )
       for _, w in group:
-        measured = strength.measure(
+        values, pictures = strength.measure(
           settings,
           w,
           trained=variant.trained,
-          extractor=extractor,
+          measured=measured,
           sampler=sampler,
-          references=references,
           folder=variant.path(w, ".partial"),
           on_images=functools.partial(show, progress, w=w, before=done, nfe=sampler.nfe),
         )
-        keep_row(variant, w, *measured, nfe=sampler.nfe)
+        keep_row(variant, w, values, pictures, nfe=sampler.nfe)
+        log.info("%s", table.one_line(variant.row(w), measured.extractor.metrics))
         done += settings.num_samples * sampler.nfe
 
 
@@ -180,7 +173,6 @@ def keep_row(variant, w, values, pictures, *, nfe):
   files.write_npz(variant.path(w, ".npz"), {"images": pictures})
   files.write_json(variant.path(w, ".json"), row)
   strength.forget(variant.path(w, ".partial"))
-  log.info("%s", table.one_line(row))
 
 
 def variants(config):
@@ -211,18 +203,13 @@ def check(config, *, dataset, mesh):
     UserError: settings, data or a judge that cannot give the numbers.
   """
   config_lib.check_guidable(config, config.sweep.w)
-  select.check(config, dataset=dataset)
   for one, _ in variants(config):
     generator.make_sampler(one)
   settings = check_settings(config.sweep, num_classes=dataset.num_classes, mesh=mesh)
-  for extractor in select.shapes(config):
-    check_numbers(
-      settings,
-      extractor,
-      num_classes=dataset.num_classes,
-      num_real=len(dataset.train),
-      most_real=config.get("inception", {}).get("num_reference", 0),
-    )
+  extractors = select.outlines(config, dataset=dataset)
+  for extractor in extractors:
+    check_numbers(settings, extractor, num_classes=dataset.num_classes)
+  references.check(config, settings, dataset=dataset, extractors=extractors)
   return settings
 
 
@@ -256,51 +243,46 @@ def check_settings(settings, *, num_classes, mesh):
   return rounded
 
 
-def check_numbers(settings, extractor, *, num_classes, num_real, most_real):
-  """Raise UserError if samples or real images are too few for an extractor's Fréchet distances: a
-  covariance needs more than features.
+def check_numbers(settings, extractor, *, num_classes):
+  """Raise UserError if samples are too few for an extractor's Fréchet distances: a covariance needs
+  more than features.
 
   Each block has more than a judge has features; Inception has thousands, and errors of another
   kind.
   """
-  judged = extractor.classes is not None
-  blocks = settings.num_blocks if judged else 1
+  blocks = settings.num_blocks if extractor.judges else 1
   unit = num_classes * settings.num_blocks
-  few = summary.too_few(settings.num_samples, extractor, blocks=blocks)
-  if few and (judged or not settings.allow_few):
-    where = (
-      f"a block of the sweep has {settings.num_samples // blocks}"
-      if judged
-      else f"a strength has {settings.num_samples}"
-    )
+  few = summary.too_few(
+    settings.num_samples, metrics=extractor.metrics, dims=extractor.dims, blocks=blocks
+  )
+  if few and (extractor.judges or not settings.allow_few):
+    where = "a block of the sweep" if extractor.judges else "a strength"
     raise UserError(
-      f"{where} samples, fewer than the features of {', '.join(few)}: a covariance needs more "
-      f"samples than features. "
-      f"Raise sweep.num_samples to {unit * -(-max(few.values()) // unit)} or "
-      f"more{'' if judged else ', or set sweep.allow_few'}."
+      f"{where} has {settings.num_samples // blocks} samples, fewer than the features of "
+      f"{', '.join(few)}: a covariance needs more samples than features. Raise sweep.num_samples "
+      f"to {unit * -(-max(few.values()) // unit)} or more"
+      f"{'' if extractor.judges else ', or set sweep.allow_few'}."
     )
-  count = num_real if judged else min(num_real, most_real or num_real)
-  few = summary.too_few(count, extractor)
-  if few and (judged or not settings.allow_few):
+  least = summary.least_images(extractor.metrics)
+  without = settings.num_samples - settings.num_samples // settings.num_blocks
+  if without < least:
     raise UserError(
-      f"{count} images of the training split are measured, fewer than the features of "
-      f"{', '.join(few)} ({max(few.values()) - 1}): FID needs more "
-      f"images than features. Use more images, or "
-      f"{'a judge with fewer (judge.feature_dim of one that is trained here)' if judged else 'set sweep.allow_few'}."
+      f"a strength has {settings.num_samples} samples, {without} without one of its "
+      f"{settings.num_blocks} blocks: errors need at least {least} there. Raise sweep.num_samples."
     )
 
 
-def make_variant(config, settings, *, trained, found, references, workdir):
+def make_variant(config, settings, *, trained, measured, workdir):
   """The Variant of one sampler and average; its folder is made."""
-  about = provenance(config, settings, trained=trained, found=found, references=references)
+  about = provenance(config, settings, trained=trained, measured=measured)
   folder = workdir / "sweep" / fingerprint(about)
   folder.mkdir(parents=True, exist_ok=True)
   return Variant(config, trained, about, folder)
 
 
-def provenance(config, settings, *, trained, found, references):
+def provenance(config, settings, *, trained, measured):
   """The facts that make rows of a sweep comparable; stored in each."""
-  facts = {
+  return {
     "sampler": config.sampler.name,
     "num_steps": config.sampler.num_steps,
     "var_interp": config.sampler.var_interp,
@@ -318,21 +300,8 @@ def provenance(config, settings, *, trained, found, references):
     "num_blocks": settings.num_blocks,
     "allow_few": settings.allow_few,
     "cfg_version": cfg.__version__,
+    **references.facts(measured),
   }
-  # the first is the row's; a second is a judge beside Inception
-  for prefix, extractor, (train, heldout) in zip(("", "judge_"), found, references):
-    facts |= {
-      "judge" if prefix else "extractor": extractor.name,
-      f"{prefix or 'extractor_'}sha256": extractor.info["weights_sha256"],
-      f"{prefix}reference": train.about.get("name"),
-      f"{prefix}reference_sha256": train.about.get("images_sha256", train.sha256),
-      f"{prefix}reference_images": train.about.get("num_images"),
-      f"{prefix}heldout_sha256": heldout.about["images_sha256"],
-    }
-    facts |= {
-      name: extractor.info[name] for name in ("resize", "complete") if name in extractor.info
-    }
-  return facts
 
 
 def fingerprint(about):

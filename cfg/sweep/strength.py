@@ -14,25 +14,27 @@ KEPT = 100
 PICTURES = "pictures"
 
 
-def measure(settings, w, *, trained, extractor, sampler, references, folder, on_images):
+def measure(settings, w, *, trained, measured, sampler, folder, on_images):
   """(metrics of evaluation.summary, kept pictures uint8 [K,H,W,C]) of one strength.
 
   Args:
     settings: the sweep's, num_samples a multiple of blocks times classes.
     w: the paper's guidance strength.
     trained: a trained.Trained.
-    extractor: what `sampler` measures in.
+    measured: a references.Measured: what `sampler` measures in, and what real images gave there.
     sampler: a generate.Generator.
-    references: (train, heldout), reference.Reference.
     folder: for what each batch gave; emptied by `forget` when the row is written. A call that finds
       batches there goes on after them.
     on_images: called with the number of images that are done, and whether the last of them were
       kept by an earlier call.
   """
+  extractor = measured.extractor
   index = np.arange(settings.num_samples)
   labels = index % trained.model.num_classes
   sums = statistics.Accumulator(
-    extractor, block_of=index // (settings.num_samples // settings.num_blocks)
+    extractor.metrics,
+    dims=extractor.dims,
+    block_of=index // (settings.num_samples // settings.num_blocks),
   )
   folder.mkdir(parents=True, exist_ok=True)
   pictures = []
@@ -57,9 +59,9 @@ def measure(settings, w, *, trained, extractor, sampler, references, folder, on_
     add(batch, kept=False)
   values = summary.summarise(
     sums.blocks,
-    extractor=extractor,
-    train=references[0],
-    heldout=references[1],
+    metrics=extractor.metrics,
+    train=measured.train,
+    heldout=measured.heldout,
     allow_few=settings.allow_few,
     extrapolate=settings.extrapolate,
   )
