@@ -24,7 +24,7 @@ from cfg.metrics.metric import Metric, fact, roles
 from cfg.report import table
 
 # facts that rows must agree in to be compared, besides those of each role
-DECIDING = ("num_samples", "num_blocks", "allow_few", "uint8")
+DECIDING = ("strength", "num_samples", "num_blocks", "allow_few", "sweep.allow_few", "uint8")
 FEW_REMEDY = "Take more, or give --allow_few, for numbers that mean little"
 
 

@@ -110,11 +110,10 @@ def write_curve(path: pathlib.Path, content: Mapping) -> None:
   variants = table.by_variant(content["rows"])
   frechet = [metric for metric in metrics if metric.kind == "frechet"]
   scores = [metric for metric in metrics if metric.kind == "score"]
-  data = figures.printable(about["data"], otherwise="your images")
+  data = figures.printable(about["main/data"], otherwise="your images")
   names = " and ".join(str(about.get(fact(role, "name"))) for role in roles(metrics))
-  steps = (
-    f", {table.AXES['num_steps'].label.format(about['num_steps'])}" if "num_steps" in about else ""
-  )
+  num_steps = about.get("sampler.num_steps")
+  steps = "" if num_steps is None else f", T = {num_steps}"
   published = "" if table.INCEPTION in roles(metrics) else ", not Inception's"
   figures.write_curve(
     path,
@@ -122,7 +121,7 @@ def write_curve(path: pathlib.Path, content: Mapping) -> None:
     panels=panels(metrics, content["rows"], several=len(variants) > 1),
     trade=(scores[0], frechet[0]) if scores and frechet else None,
     real=next(iter(content["references"]), None),
-    title=f"Classifier-free guidance on {data}: {about['num_samples']} samples per w{steps}; "
+    title=f"Classifier-free guidance on {data}: {about['sweep.num_samples']} samples per w{steps}; "
     f"features of {names}{published}",
   )
 

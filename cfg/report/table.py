@@ -12,21 +12,41 @@ FEW = "a Fréchet distance of no more images than features means little."
 
 
 class Axis(NamedTuple):
-  """What rows of one strength can differ in: the head of its column, and formats of its values in
-  labels and in names of files.
+  """What a sweep can vary besides w, and its rows can differ in.
+
+  Attributes:
+    field: of the config's section sweep, empty for the value of `setting` alone.
+    setting: the field of the config that it takes the place of.
+    fact: of a row.
+    title: of its column.
+    label: format of its values in labels.
+    file: and in names of files.
   """
 
+  field: str
+  setting: str
+  fact: str
   title: str
   label: str
   file: str
 
 
-# by the fact of each row
-AXES = {
-  "sampler": Axis("sampler", "{}", "{}"),
-  "num_steps": Axis("T", "T = {}", "T{}"),
-  "var_interp": Axis("v", "v = {:g}", "v{:g}"),
-  "ema": Axis("ema", "EMA {:g}", "EMA{:g}"),
+AXES = (
+  Axis("sampler", "sampler.name", "sampler.name", "sampler", "{}", "{}"),
+  Axis("num_steps", "sampler.num_steps", "sampler.num_steps", "T", "T = {}", "T{}"),
+  Axis("var_interp", "sampler.var_interp", "sampler.var_interp", "v", "v = {:g}", "v{:g}"),
+  Axis("ema_decays", "sweep.ema", "main/ema_decay", "EMA", "EMA {:g}", "EMA{:g}"),
+)
+
+
+# facts of a sweep in the line below its table
+SETTINGS = {
+  "sampler.name": "{} sampler",
+  "sampler.num_steps": "T = {}",
+  "main/ema_decay": "EMA {:g}",
+  "sweep.seed": "seed {}",
+  "main/step": "step {}",
+  "main/weights_sha256": "weights {:.12}",
 }
 
 
@@ -51,19 +71,19 @@ def from_json(values: Iterable[Mapping]) -> tuple[Metric, ...]:
   return tuple(Metric(**value) for value in values)
 
 
-def axes_of(rows: Sequence[Mapping]) -> list[str]:
+def axes_of(rows: Sequence[Mapping]) -> list[Axis]:
   """The axes in which rows differ."""
-  return [axis for axis in AXES if len({row.get(axis) for row in rows}) > 1]
+  return [axis for axis in AXES if len({row.get(axis.fact) for row in rows}) > 1]
 
 
-def label_of(row: Mapping, axes: Iterable[str]) -> str:
+def label_of(row: Mapping, axes: Iterable[Axis]) -> str:
   """What a row is in these axes, as far as it has them: "ddim, T = 4"."""
-  return ", ".join(AXES[axis].label.format(row[axis]) for axis in axes if axis in row)
+  return ", ".join(axis.label.format(row[axis.fact]) for axis in axes if axis.fact in row)
 
 
-def file_name_of(row: Mapping, axes: Iterable[str]) -> str:
+def file_name_of(row: Mapping, axes: Iterable[Axis]) -> str:
   """The same for names of files: "ddim_T4"."""
-  return "_".join(AXES[axis].file.format(row[axis]) for axis in axes if axis in row)
+  return "_".join(axis.file.format(row[axis.fact]) for axis in axes if axis.fact in row)
 
 
 def by_variant(rows: Sequence[Mapping]) -> dict[str, list]:
@@ -107,7 +127,7 @@ def table(content: Mapping) -> str:
 
 def _role_table(content, metrics):
   axes = axes_of(content["rows"])
-  header = ["w", "scale", *(AXES[axis].title for axis in axes)]
+  header = ["w", "scale", *(axis.title for axis in axes)]
   for metric in metrics:
     header += [metric.title, "±"]
   real = [
@@ -117,8 +137,8 @@ def _role_table(content, metrics):
   samples = [
     [
       f"{row['w']:g}",
-      f"{row['scale']:g}",
-      *(str(row.get(axis, "")) for axis in axes),
+      "" if row["scale"] is None else f"{row['scale']:g}",
+      *(str(row.get(axis.fact, "")) for axis in axes),
       *_cells(row, metrics, absent="-"),
       str(row["num_samples"]),
       str(row["nfe"]),
@@ -170,17 +190,13 @@ def measured_in(about: Mapping, metrics: Sequence[Metric]) -> list[str]:
 
 def _footnote(about, metrics):
   lines = measured_in(about, metrics)
-  if about["allow_few"]:
+  if about["sweep.allow_few"]:
     lines.append(f"sweep.allow_few: {FEW}")
-  facts = {
-    "sampler": "{} sampler",
-    "num_steps": "T = {}",
-    "ema": "EMA {:g}",
-    "seed": "seed {}",
-    "step": "step {}",
-    "checkpoint_hash": "checkpoint {:.12}",
-  }
-  settings = ", ".join(text.format(about[name]) for name, text in facts.items() if name in about)
+  if about.get("guidance.rule") == "cfg_plus_plus":
+    lines.append(
+      "w is the lambda of CFG++, not the paper's strength: 0 is the unconditional model."
+    )
+  settings = ", ".join(text.format(about[name]) for name, text in SETTINGS.items() if name in about)
   return "\n".join([*lines, f"'real' is the held-out split. {settings}."])
 
 
@@ -222,13 +238,14 @@ def beside_paper(rows: Sequence[Mapping], paper) -> dict | None:
   published = {(num_steps, w): (fid, score) for num_steps, w, fid, score in paper["rows"]}
   compared = []
   for row in rows:
-    theirs = published.get((row["num_steps"], row["w"]), published.get((0, row["w"])))
+    num_steps = row["sampler.num_steps"]
+    theirs = published.get((num_steps, row["w"]), published.get((0, row["w"])))
     complete = row.get(fact(INCEPTION, "complete"))
     if theirs is not None and complete and row.get("fid") is not None:
       compared.append(
         {
           "w": row["w"],
-          "num_steps": row["num_steps"],
+          "num_steps": num_steps,
           "fid": row["fid"],
           "fid_paper": theirs[0],
           "inception_score": row["inception_score"],
