@@ -69,7 +69,7 @@ def main(argv):
   # after start_devices: these import jax
   from cfg.base import sharding
   from cfg.data import sources
-  from cfg.inference import network as trained
+  from cfg.inference import network as network_lib
   from cfg.inference import pictures
   from cfg.report import table
   from cfg.sweep import run as sweep
@@ -97,10 +97,10 @@ def main(argv):
     return
   if MODE.value == "export":
     out = OUT.value or workdir / "weights.safetensors"
-    network = trained.export(workdir, out, ema=EMA.value)
+    network = network_lib.export(workdir, out, ema=EMA.value)
     print(
-      f"{out}: the EMA of decay {network.ema} at step {network.step}, hash "
-      f"{network.checkpoint_hash[:12]}"
+      f"{out}: the EMA of decay {network.ema_decay:g} at step {network.step}, hash "
+      f"{network.weights_sha256[:12]}"
     )
     return
   dataset = sources.load(config.data)

@@ -20,9 +20,9 @@ ROOMS = (
 )
 # the modules of a room, those that import first; modules on one line know nothing of each other
 INSIDE = {
-  "sweep": "run; strength",
+  "sweep": "run; strength; provenance variant",
   "training": "loop; watch; dry_run; step; state",
-  "inference": "pictures workdir_config; generator network",
+  "inference": "pictures workdir_config; generator network; program",
   "report": "page; table figures",
   "features": (
     "references; reference_files select; judge_files; placed; inception judge cifar_resnet; "

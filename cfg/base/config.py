@@ -3,8 +3,7 @@
 import hashlib
 import json
 
-import ml_collections
-from ml_collections import config_dict
+from ml_collections import ConfigDict, config_dict
 
 from cfg.base import trees
 from cfg.base.errors import UserError
@@ -43,7 +42,7 @@ def from_json(values):
       return config_dict.placeholder(object)  # so that it can be overridden
     return tuple(map(restore, value)) if isinstance(value, list) else value
 
-  return ml_collections.ConfigDict(restore(values))
+  return ConfigDict(restore(values))
 
 
 def ema_name(decay):
