@@ -73,7 +73,7 @@ def test_a_users_config_imports_cfgs_own(place, package, folder):
 
 
 def test_a_built_package_has_the_configs(folder):
-  """What a wheel is made of, alone on the path, loads its own configs."""
+  """What a wheel is made of, alone on the path, loads its own configs; and no file is left out."""
   pytest.importorskip("setuptools")
   built = folder / "built"
   build = [sys.executable, "setup.py", "-q", "build_py", "-d", str(built)]
@@ -89,6 +89,9 @@ def test_a_built_package_has_the_configs(folder):
     text=True,
   )
   assert done.stdout.strip() == "256", done.stderr
+  files = lambda root: {p.relative_to(root) for p in root.rglob("*.*") if p.suffix != ".pyc"}
+  assert files(built / "cfg/configs") == files(paths.ROOT / "configs")
+  assert files(built / "cfg") >= files(paths.ROOT / "cfg")
 
 
 BAD = {
