@@ -3,7 +3,8 @@ images, with what made each number.
 
 IMAGES are an .npz with arr_0, a folder, a zip, what --mode=sample left, or a prepared data set. REF
 is statistics, ours (--make_reference) or ADM's or EDM's, or any images. Spaces that the weights, or
-the reference, do not have are left out.
+the reference, do not have are left out. The options are read with argparse, as those of all commands
+but cfg.main, whose config file needs absl's flags.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import numpy as np
 import cfg
 from cfg.base import files, logs, runtime, sharding
 from cfg.base.errors import UserError, run_command
+from cfg.base.paths import path_argument
 from cfg.features import inception, reference_files, references
 from cfg.features.placed import PlacedExtractor
 from cfg.features.references import Measured
@@ -207,22 +209,32 @@ def main(argv=None):
   parser.add_argument(
     "images",
     nargs="?",
+    type=path_argument("IMAGES"),
     help="an .npz with arr_0, a folder or zip of images, the folder of a sample run, or a prepared "
     "data set",
   )
   parser.add_argument(
-    "--reference", help="statistics (of --make_reference, ADM's or EDM's .npz), or images as above"
+    "--reference",
+    type=path_argument("--reference"),
+    help="statistics (of --make_reference, ADM's or EDM's .npz), or images as above",
   )
   parser.add_argument(
-    "--inception", help="weights of the Inception network: see python -m cfg.interop.inception"
+    "--inception",
+    type=path_argument("--inception"),
+    help="weights of the Inception network: see python -m cfg.interop.inception",
   )
-  parser.add_argument("--out", help="the JSON file of the row, or the .npz of --make_reference")
+  parser.add_argument(
+    "--out",
+    type=path_argument("--out"),
+    help="the JSON file of the row, or the .npz of --make_reference",
+  )
   parser.add_argument(
     "--make_reference", action="store_true", help="write the images' statistics to --out"
   )
   parser.add_argument(
     "--compare",
     nargs=2,
+    type=path_argument("--compare"),
     metavar=("A", "B"),
     help="two rows, or two sweep.json, side by side, if they can be compared",
   )

@@ -45,7 +45,8 @@ def get_config():
       ch_mult=(1, 2),
       num_res_blocks=1,
       attn_resolutions=(4,),
-      num_heads=2,
+      # None where head_dim is given; a reference keeps its type, so that it can be set again
+      num_heads=config_dict.FieldReference(2),
       head_dim=config_dict.placeholder(int),
       dropout=0.0,
       norm_groups=8,

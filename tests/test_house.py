@@ -37,7 +37,8 @@ INSIDE = {
   "data.preparing": "inputs; cifar10 imagenet; trees; parts",
   "metrics": "summary reference; scores pairwise; statistics; metric",
   "base": (
-    "checkpoint images sharding config logs pickles; files trees runtime optim flops errors"
+    "cli config; checkpoint images sharding logs pickles fields; files trees runtime optim flops "
+    "paths; errors"
   ),
   "": "losses sampling; guidance; diffusion schedules",
 }
@@ -47,8 +48,8 @@ HOMES = {
   "array_record": {"data"},
   "optax": {"base.optim", "training.step", "features.judge"},
   "flax": {"models", "training.state"},
-  "absl": {"main", "data.pipeline"},  # grain's worker processes want its flags parsed
-  "ml_collections": {"main", "base.config"},
+  "absl": {"main", "base.cli", "data.pipeline"},  # grain's worker processes want its flags parsed
+  "ml_collections": {"base.cli", "base.config", "base.fields", "inference.workdir_config"},
   "safetensors": {"interop"},
   "google": {"interop"},  # google.protobuf
   "clu": {"training.loop"},

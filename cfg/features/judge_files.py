@@ -169,7 +169,7 @@ def _train(config, *, model, dataset):
   stream = pipeline.train_stream(
     dataset.train,
     batch_size=section.batch_size,
-    seed=config.seed + 1,
+    seed=(config.seed + 1) % 2**32,  # of a seed from 0 to 2^32 - 1
     start_step=0,
     num_steps=section.num_steps,
   )

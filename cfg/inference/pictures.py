@@ -1,7 +1,9 @@
 """Pictures of chosen classes at one guidance strength."""
 
+import csv
 import math
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -15,7 +17,7 @@ from cfg.report import figures, table
 MOST_DEFAULT_CLASSES = 10
 
 
-def parse_strength(*, w, scale):
+def parse_strength(*, w: float | None, scale: float | None) -> float:
   """The paper's w from w or scale = 1 + w, whichever was given; w = 1 if neither.
 
   Raises:
@@ -34,7 +36,7 @@ def parse_strength(*, w, scale):
   return strength
 
 
-def parse_label(text, class_names):
+def parse_label(text: str, class_names: Sequence[str]) -> int:
   """The label of a class given by name or by number.
 
   Raises:
@@ -55,6 +57,26 @@ def parse_label(text, class_names):
   return label
 
 
+def parse_labels(labels: str | Sequence[str], class_names: Sequence[str]) -> list[int]:
+  """The labels of classes given by name or by number: a list, or text with commas between them.
+
+  Text that is a class's name is that class, commas and all; otherwise a name that has a comma is
+  written in doubled quotes, as in a CSV file.
+
+  Raises:
+    UserError: no such class, or quotes that do not end.
+  """
+  if isinstance(labels, str):
+    if labels.strip() in class_names:
+      return [parse_label(labels, class_names)]
+    try:
+      rows = list(csv.reader([labels], skipinitialspace=True, strict=True))
+    except csv.Error as e:
+      raise UserError(f"--label is {labels!r}: {e}. Write --label=NAME,NUMBER,...") from e
+    labels = [text for row in rows for text in row]
+  return [parse_label(text, class_names) for text in labels]
+
+
 def sample(config, *, mesh, workdir, labels, num, w, seed, ema=None, out=None):
   """Write `num` samples of each class as PNGs, a labelled grid and samples.json.
 
@@ -65,7 +87,7 @@ def sample(config, *, mesh, workdir, labels, num, w, seed, ema=None, out=None):
     config: the config the work directory was trained with.
     mesh: from sharding.make_mesh.
     workdir: of the trained model.
-    labels: class names or numbers; empty for the first ten classes.
+    labels: class names or numbers (see parse_labels); empty for the first ten classes.
     num: samples of each class.
     w: the paper's guidance strength.
     seed: of the noise.
@@ -83,9 +105,7 @@ def sample(config, *, mesh, workdir, labels, num, w, seed, ema=None, out=None):
   networks = network.load_networks(config, workdir=workdir, mesh=mesh, ema=ema)
   main = networks[MAIN]
   names = main.class_names
-  chosen = [parse_label(text, names) for text in labels] or list(
-    range(min(len(names), MOST_DEFAULT_CLASSES))
-  )
+  chosen = parse_labels(labels, names) or list(range(min(len(names), MOST_DEFAULT_CLASSES)))
   index = np.tile(np.arange(num), len(chosen))
   y = np.repeat(chosen, num)
   generator = Generator(

@@ -280,6 +280,24 @@ def test_class_by_name_or_number():
       pictures.parse_label(text, names)
 
 
+def test_classes_whose_names_have_commas():
+  """The whole text is tried as a name first; otherwise such a name stands in doubled quotes."""
+  names = ("tench", "crane, bird", "crane", "bird", "1, 2")
+  labels = {
+    "crane, bird": [1],
+    " crane, bird ": [1],
+    "1, 2": [4],
+    "crane,bird": [2, 3],
+    '"crane, bird",0': [1, 0],
+    '0, "crane, bird", "tench"': [0, 1, 0],
+    "": [],
+  }
+  assert {text: pictures.parse_labels(text, names) for text in labels} == labels
+  assert pictures.parse_labels(["crane, bird", "0"], names) == [1, 0]
+  with pytest.raises(UserError, match="--label"):
+    pictures.parse_labels('"crane, bird', names)
+
+
 def test_nearest_training_images(digits):
   """A training image is its own nearest, at distance 0; distances are RMS in [-1, 1] and ascend."""
   query = digits.train.images[[5, 900]].copy()
