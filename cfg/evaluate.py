@@ -12,7 +12,7 @@ import pathlib
 import numpy as np
 
 import cfg
-from cfg.base import files, logs, runtime, sharding
+from cfg.base import files, progress, runtime, sharding
 from cfg.base.errors import UserError, run_command
 from cfg.data.preparing import inputs
 from cfg.features import inception, placed, references
@@ -334,5 +334,5 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-  logs.to_stderr()
+  progress.to_stderr()
   run_command(main)

@@ -12,7 +12,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from cfg.base import config as config_lib
-from cfg.base import logs
+from cfg.base import progress
 from cfg.base.errors import UserError, run_command
 
 log = logging.getLogger("cfg.main")  # __name__ is "__main__" here
@@ -193,7 +193,7 @@ def parse_flags(argv):
 
 def run():
   """Entry point."""
-  logs.to_stderr()
+  progress.to_stderr()
   absl.logging.set_verbosity(absl.logging.ERROR)
   run_command(lambda: main(parse_flags(sys.argv)))
 

@@ -5,7 +5,8 @@ import hashlib
 import jax
 import numpy as np
 
-from cfg.base import logs, sharding
+from cfg.base import sharding
+from cfg.base.progress import Progress
 from cfg.metrics import statistics
 
 
@@ -34,7 +35,7 @@ class Placed:
     """
     total, digest = len(block_of), hashlib.sha256()
     sums = statistics.Accumulator(self.extractor, block_of=block_of)
-    with logs.Progress(what, total=total, unit="images") as progress:
+    with Progress(what, total=total, unit="images") as progress:
       for outputs, labels in self._one_ahead(
         iter(rows), total, sharding.round_up(self.mesh, batch_size), digest
       ):

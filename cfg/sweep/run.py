@@ -18,8 +18,9 @@ import numpy as np
 
 import cfg
 from cfg.base import config as config_lib
-from cfg.base import files, images, logs, sharding
+from cfg.base import files, images, sharding
 from cfg.base.errors import UserError
+from cfg.base.progress import Progress
 from cfg.features import extractor as extractor_lib
 from cfg.features import placed as features
 from cfg.features import references as real
@@ -137,7 +138,7 @@ def draw_missing(made, settings, *, extractor, references, mesh):
     sum(settings.num_samples * generator.nfe(variant.config) for variant, _ in missing),
     0,
   )
-  with logs.Progress("sweep", total=total, unit="network evaluations") as progress:
+  with Progress("sweep", total=total, unit="network evaluations") as progress:
     for variant, group in itertools.groupby(missing, key=lambda pair: pair[0]):
       sampler = generator.Generator(
         model=variant.trained.model,
@@ -163,7 +164,7 @@ def draw_missing(made, settings, *, extractor, references, mesh):
 
 
 def show(progress, count, kept, *, w, before, nfe):
-  """Tell a logs.Progress of `count` images at strength w, after `before` network evaluations; kept
+  """Tell a Progress of `count` images at strength w, after `before` network evaluations; kept
   ones took no time now.
   """
   done = before + count * nfe
