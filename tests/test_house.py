@@ -30,11 +30,12 @@ INSIDE = {
     "arrays"
   ),
   "models": "unet classifier; backbone; layers; inception judge cifar_resnet",
-  "data": "prepare pipeline; sources; tfds; preparing; records recipes decode",
-  "data.preparing": "inputs; cifar10 imagenet; trees; parts",
+  "data": "prepare pipeline; sources; tfds; preparing; records recipes decode synthetic",
+  "data.preparing": ("inputs; class_folders; cifar10 dataset_json imagenet; trees; parts layout"),
   "metrics": "summary reference; scores pairwise; statistics",
   "base": (
-    "checkpoint images sharding config logs pickles; files trees runtime optim flops errors"
+    "checkpoint images sharding config logs pickles paths; "
+    "files trees runtime optim flops errors progress"
   ),
   "": "losses sampling; guidance; diffusion schedules",
 }
@@ -50,7 +51,7 @@ HOMES = {
   "google": {"interop"},  # google.protobuf
   "clu": {"training.loop"},
   "tensorboardX": {"base.logs"},
-  "tqdm": {"base.logs", "data"},
+  "tqdm": {"base.progress"},
   "PIL": {"data", "base.images"},
   "matplotlib": {"report.figures"},
   "sklearn": {"data.sources"},
