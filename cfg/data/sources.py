@@ -18,9 +18,6 @@ from cfg.data.synthetic import SyntheticSource
 
 log = logging.getLogger(__name__)
 
-# files that are passed over, in the log
-MOST_SHOWN = 10
-
 
 class Source(Protocol):
   """Random access to examples: {"image": uint8 [H,W,C], "label": int32}."""
@@ -205,10 +202,7 @@ def _open_folder(config):
   check_square(config)
   given = inputs.open_input(root)
   log.info("%s has %s", root, given)
-  for name, why in list(given.ignored.items())[:MOST_SHOWN]:
-    log.warning("%s is passed over: %s", root / name, why)
-  if len(given.ignored) > MOST_SHOWN:
-    log.warning("... and so are %d more", len(given.ignored) - MOST_SHOWN)
+  inputs.warn_of(given.ignored, root)
   return given
 
 

@@ -195,6 +195,16 @@ REFUSED = {
     "classes 0, 1",
   ),
   "nothing but tools' folders": (pictures("__MACOSX/cat/"), "no sub-folders with images"),
+  "images beside their masks": (pictures("images/", "annotations/"), "images seems to hold"),
+  "classes beside their masks": (
+    pictures("images/cat/", "images/dog/", "masks/cat/", "masks/dog/"),
+    "images seems to hold",
+  ),
+  "images in a folder": (pictures("images/"), "images seems to hold"),
+  "images of a detector": (
+    {**pictures("train/images/", "val/images/"), "train/labels/1.txt": b"0 0 0 1 1"},
+    "images seems to hold",
+  ),
   "WebDataset": (
     {"00/a.png": PNG, "00/a.cls": b"3", "01/b.png": PNG, "01/b.cls": b"4"},
     "WebDataset",
@@ -359,9 +369,10 @@ def test_links_are_followed_once(tmp_path):
   (path / "dog" / "up").symlink_to("../..")
   (path / "emu").symlink_to(elsewhere)
   (elsewhere / "back").symlink_to(path / "emu")
+  (path / "fox").symlink_to("/nowhere/fox")
   given = inputs.open_input(path)
   assert classes_of(given) == {"train": {**BOTH, "emu": 2}}
-  assert set(given.ignored) == {"cat/self/", "aardvark/", "dog/up/", "emu/back/"}
+  assert set(given.ignored) == {"cat/self/", "aardvark/", "dog/up/", "emu/back/", "fox"}
   assert all("link" in why for why in given.ignored.values())
 
 
@@ -394,6 +405,18 @@ def test_training_names_files_that_cannot_be_read(with_unreadable, config):
     (path / name).unlink()
   with pytest.raises(UserError, match="pipe.png.*not a regular file"):
     sources.load(config.data)
+
+
+def test_a_sample_is_measured_once_too(tmp_path, caplog):
+  """Images to evaluate are read by the same walk: a loop adds none, and is logged."""
+  path = write(tmp_path / "data", pictures("1.png", "2.png"), "folder")
+  (path / "self").symlink_to(".")
+  assert inputs.open_images(path).count == 2
+  assert any("self" in line and "link" in line for line in caplog.messages)
+  (path / "3.png").symlink_to("/nowhere")
+  images = inputs.open_images(path)
+  with pytest.raises(UserError, match="3.png"):
+    images.read(2)
 
 
 def test_links_in_a_tar(tmp_path):

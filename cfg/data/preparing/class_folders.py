@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from cfg.base.errors import UserError
 from cfg.data import decode
 from cfg.data.preparing import dataset_json, imagenet, layout
-from cfg.data.preparing.parts import Input
+from cfg.data.preparing.parts import Input, list_classes
 from cfg.data.preparing.trees import Tree
 
 REMEDY = (
@@ -156,17 +156,28 @@ def _classes(tree):
 
 
 def _refuse_odd_classes(tree, classes):
-  """Raise UserError for one class that seems to hold the classes."""
-  if len(classes) != 1:
-    return
-  [(name, images)] = classes.items()
-  inside = layout.image_folders(image.removeprefix(f"{name}/") for image in images)
-  if len(inside) > 1 or any(map(layout.split_of, inside)):
-    raise UserError(
-      f"the only class in {tree.where!r} would be {name!r}, with images in its folders "
-      f"{', '.join(inside[:5])} and others beside these. If those folders are the classes, move "
-      f"the images beside them away; if not, move theirs up into {name}/."
-    )
+  """Raise UserError for folders that seem to hold images of all classes."""
+  if len(classes) == 1:
+    [(name, images)] = classes.items()
+    inside = layout.image_folders(_inside(name, images))
+    if len(inside) > 1 or any(map(layout.split_of, inside)):
+      raise UserError(
+        f"the only class in {tree.where!r} would be {name!r}, with images in its folders "
+        f"{', '.join(inside[:5])} and others beside these. If those folders are the classes, move "
+        f"the images beside them away; if not, move theirs up into {name}/."
+      )
+  for name in classes:
+    if name.lower() in layout.CONTAINERS:
+      raise UserError(
+        f"{tree.where!r} would have {list_classes(list(classes))}; but {name} seems to hold images "
+        f"of all classes. Give a folder with one sub-folder of images per class, and nothing else "
+        f"in it; a class of that name needs another."
+      )
+
+
+def _inside(folder, names):
+  """Names in a folder, relative to it."""
+  return [name.removeprefix(f"{folder}/") for name in names]
 
 
 def _refuse_other_labels(splits):

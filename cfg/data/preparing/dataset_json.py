@@ -41,7 +41,7 @@ def _labels(tree):
     raise UserError(f"{tree.where!r} has no {NAME}, as the training images have.")
   try:
     content = json.loads(tree.read(NAME))
-  except (OSError, ValueError) as e:
+  except (OSError, ValueError, RecursionError) as e:
     raise UserError(f"{where} cannot be read ({e}): get it again.") from e
   labels = content.get("labels") if isinstance(content, dict) else None
   if not labels:

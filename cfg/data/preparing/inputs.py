@@ -4,7 +4,9 @@ an npz; and images without labels.
 
 import dataclasses
 import json
-from collections.abc import Callable
+import logging
+import pathlib
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -15,6 +17,9 @@ from cfg.data import decode, records
 from cfg.data.preparing import cifar10, class_folders, imagenet, trees
 from cfg.data.preparing.parts import Arrays, Input, check_labels
 
+log = logging.getLogger(__name__)
+
+MOST_SHOWN = 10
 IMAGES_WANTED = (
   "an .npz with arr_0, a folder, zip or tar of images, what --mode=sample made, or a prepared data "
   "set"
@@ -39,6 +44,14 @@ def open_input(path):
     or imagenet.kaggle(tree)
     or class_folders.read(tree)
   )
+
+
+def warn_of(ignored: Mapping[str, str], root: pathlib.Path) -> None:
+  """Log what is passed over in a folder or an archive, {name: why}; of many the first."""
+  for name, why in list(ignored.items())[:MOST_SHOWN]:
+    log.warning("%s is passed over: %s", root / name, why)
+  if len(ignored) > MOST_SHOWN:
+    log.warning("... and so are %d more", len(ignored) - MOST_SHOWN)
 
 
 def npz(path):
@@ -145,6 +158,7 @@ def open_images(path):
         f"samples.json in {str(path)!r} lists {lost[0]}, which is not there ({len(lost)} such "
         f"files): sample again, or remove it."
       )
+  warn_of(tree.ignored, path)
   if not names:
     raise UserError(f"{str(path)!r} has no images ({', '.join(decode.IMAGE_SUFFIXES)}).")
   part = tree.images(names, np.zeros(len(names), np.int32))

@@ -44,6 +44,8 @@ SPLITS = {
   "testing": "test",
 }
 ORDER = ("train", "val", "test")
+# a folder of such a name holds images of any class
+CONTAINERS = frozenset({"data", "dataset", "image", "images", "img", "imgs", "jpegimages"})
 # words that do not change what a folder's name means: training_set, train_images, seg_train
 FILLERS = frozenset({"set", "data", "dataset", "split", "images", "image", "imgs", "img", "seg"})
 

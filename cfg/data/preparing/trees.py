@@ -126,7 +126,10 @@ def folder(path: pathlib.Path) -> Tree:
       if layout.is_hidden(entry.name):
         continue
       if not _is_folder(entry):
-        places[name] = FilePlace(name)
+        if entry.is_symlink() and not decode.is_image(name) and not os.path.exists(entry.path):
+          ignored[name] = "a link to nothing"
+        else:
+          places[name] = FilePlace(name)
       elif entry.is_symlink():
         links.append(f"{name}/")
       else:
