@@ -3,12 +3,12 @@
 Usage: python benchmarks/reading.py
 
 20,000 crops of scikit-learn's two photographs are written as PNG files in class folders, and
-prepared as users do (python -m cfg.data.prepare). Every variant is then measured in a process of its
-own, on one core and on two: a shuffled stream of batches of 256, flipped at random, as float32 in
-[-1, 1] on the (CPU) device. The last two steps are a jitted program here, and part of the data set's
-__getitem__ in PyTorch. The best of no, one and two worker processes counts. ROUNDS=3 repeats
-everything three times. Finally the stream feeds a step that only sleeps, for as long as imagenet64's
-would take on GPUs.
+prepared as users do (python -m cfg.data.prepare). Every variant is then measured in a process of
+its own, on one core and on two: a shuffled stream of batches of 256, flipped at random, as float32
+in [-1, 1] on the (CPU) device. The last two steps are a jitted program here, and part of the data
+set's __getitem__ in PyTorch. The best of no, one and two worker processes counts. ROUNDS=3 repeats
+everything three times. Finally the stream feeds a step that only sleeps, for as long as
+imagenet64's would take on GPUs.
 
 Linux only (cores are chosen by sched_setaffinity). Needs: pip install torch==2.13.0. Prints two
 tables; 10 minutes per round.
