@@ -3,10 +3,10 @@
 Usage: python benchmarks/metrics.py
 
 COUNT=300 noisy and as many clean crops of scikit-learn's two photographs, 32x32, pass as uint8
-through this project's network and torch-fidelity's, both with one file of random weights, and each
-side computes every metric from its own outputs. pytorch-fid's network, which resizes differently,
-gets 64 images that were resized here. Prints two tables, and exits with 1 if a metric is off by more
-than 1e-3 or an output by more than 1e-4, relative. --write_golden writes
+through this project's network and torch-fidelity's, both with one file of random weights, and
+each side computes every metric from its own outputs. pytorch-fid's network, which resizes
+differently, gets 64 images that were resized here. Prints two tables, and exits with 1 if a
+metric is off by more than 1e-3 or an output by more than 1e-4, relative. --write_golden writes
 tests/data/metrics_peers.npz instead: torch-fidelity's numbers, for the tests. Needs: pip install
 -e .[peers]. 4 minutes on the CPU.
 """

@@ -3,8 +3,8 @@
 Usage: python benchmarks/step_profile.py [SIZE [DEVICES]]
 
 Profiles two steps and adds up the traced operations by kind. The 3x3 convolutions are split into
-forward, input gradient and weight gradient, according to the compiled program. Times are summed over
-all threads.
+forward, input gradient and weight gradient, according to the compiled program. Times are summed
+over all threads.
 """
 
 import collections
