@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import json
 import re
 import shlex
 from unittest import mock
@@ -19,7 +20,14 @@ from configs import digits
 # of config_flags, which loads the config files
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module")
 
-PAGES = sorted([ROOT / "README.md", ROOT / "benchmarks/README.md", *(ROOT / "docs").rglob("*.md")])
+PAGES = sorted(
+  [
+    ROOT / "README.md",
+    ROOT / "benchmarks/README.md",
+    *(ROOT / "docs").rglob("*.md"),
+    *(ROOT / "notebooks").glob("*.ipynb"),
+  ]
+)
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"`([^`\n]+)`")
@@ -33,6 +41,8 @@ SETUP = (ROOT / "setup.py").read_text(encoding="utf-8")
 # documented ahead of the code: fields, functions and files that are still to come
 PENDING = {
   "docs/change_test.md",
+  "cfg/base/defaults.py",
+  "cfg/base/fields.py",
   "cfg.inference.network.load_network",
   *(f"guidance.{name}" for name in ("rule", "guide", "guide_ema", "logsnr_min", "logsnr_max")),
   *(f"guidance.{name}" for name in ("momentum", "norm_limit", "parallel")),
@@ -48,8 +58,12 @@ LEAVING = {
 
 
 def read(path):
-  """The text of a file."""
-  return path.read_text(encoding="utf-8")
+  """The text of a file; of a notebook, that of its markdown cells."""
+  text = path.read_text(encoding="utf-8")
+  if path.suffix != ".ipynb":
+    return text
+  cells = json.loads(text)["cells"]
+  return "\n\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
 
 
 def name_of(path):

@@ -62,8 +62,8 @@ def paper_rows(notebook):
 
 
 def execute(folder, **variables):
-  """Run a copy of the notebook in a copy of the files it needs, as the README says; the notebook
-  with its new outputs.
+  """Run a copy of the notebook in a copy of the files it needs, as docs/digits.md says; returns the
+  notebook with its new outputs.
   """
   for name in ("cfg", "configs", "notebooks"):
     shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
