@@ -1,9 +1,9 @@
-"""GFLOP/s of 3x3 convolutions - forward, input gradient, weight gradient - in XLA and in PyTorch:
-python benchmarks/conv_rates.py
+"""GFLOP/s of 3x3 convolutions in XLA and in PyTorch: forward, input gradient, weight gradient.
 
-float32, two threads; each framework in a process of its own. What bounds the ratios of
-benchmarks/step_speed.py.
-Needs: pip install torch==2.13.0. Prints a table.
+Usage: python benchmarks/conv_rates.py
+
+float32, two threads, each framework in a process of its own. These rates bound the ratios of
+benchmarks/step_speed.py. Needs: pip install torch==2.13.0. Prints a table.
 """
 
 import json

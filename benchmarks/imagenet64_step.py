@@ -1,8 +1,9 @@
-"""One real optimizer step of the paper's whole 64x64 model on a CPU: python
-benchmarks/imagenet64_step.py
+"""One real optimizer step of the paper's full 64x64 model on a CPU.
+
+Usage: python benchmarks/imagenet64_step.py
 
 Batch 2 of synthetic images, float32 (a CPU computes bf16 no faster), with EMA: parameters,
-gradients, both moments and the average are all there. Needs about 10 GB of memory. Prints JSON.
+gradients, both moments and the average are all allocated. Needs about 10 GB of memory. Prints JSON.
 """
 
 import json

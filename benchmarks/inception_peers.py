@@ -1,4 +1,4 @@
-"""What the benchmarks of metrics share: one file of random weights, and the Inception networks that
+"""What the metrics benchmarks share: a file of random weights, and the Inception networks that
 read it.
 """
 

@@ -1,13 +1,14 @@
-"""FID and the rest, and the whole Inception network, beside torch-fidelity's and pytorch-fid's:
-python benchmarks/metrics.py
+"""All metrics and the whole Inception network, beside torch-fidelity's and pytorch-fid's.
 
-COUNT=300 noisy and as many clean crops of scikit-learn's two photographs, 32x32, go as uint8
-through this project's network and torch-fidelity's, both with one file of random weights, and every
-metric is made of each side's own outputs. pytorch-fid's network, whose resize is another one, gets
-64 images as we resized them. Prints two tables; exits with 1 where a metric is off by more than
-1e-3, or an output by more than 1e-4, relative. --write_golden writes tests/data/metrics_peers.npz
-instead, torch-fidelity's numbers for the tests. Needs: pip install -e .[peers]. On the CPU, 4
-minutes.
+Usage: python benchmarks/metrics.py
+
+COUNT=300 noisy and as many clean crops of scikit-learn's two photographs, 32x32, pass as uint8
+through this project's network and torch-fidelity's, both with one file of random weights, and
+each side computes every metric from its own outputs. pytorch-fid's network, which resizes
+differently, gets 64 images that were resized here. Prints two tables, and exits with 1 if a
+metric is off by more than 1e-3 or an output by more than 1e-4, relative. --write_golden writes
+tests/data/metrics_peers.npz instead: torch-fidelity's numbers, for the tests. Needs: pip install
+-e .[peers]. 4 minutes on the CPU.
 """
 
 import argparse

@@ -1,15 +1,18 @@
-"""Inception's images/s beside pytorch-fid's, and a Fréchet distance's seconds beside scipy's root:
-python benchmarks/metrics_speed.py
+"""Inception's images/s beside pytorch-fid's, and the time of a Fréchet distance beside scipy's.
 
-Batches of BATCH=16 images of 32x32, from uint8 to pool_3 with the resize, float32, two cores: two
-virtual devices here, two threads there; pytorch-fid as it is, and with network and images
-channels-last. Of 64 images at once both are slower. Then the Fréchet distance in 2048 features,
-float64: here the first to a reference, whose root is then kept, and those after it; beside
-  pytorch-fid's, which takes scipy.linalg.sqrtm, and torch-fidelity's, of eigenvalues alone. All in
-one process, in turn, ROUNDS=5 times after one to warm up; medians count. `extractor` or `frechet`
-runs one of the two. On a machine that others use set OPENBLAS_NUM_THREADS=1 for the second, and
-read the processor times, which are in brackets.
-Needs: pip install -e .[peers]. Prints a table each; 8 minutes.
+Usage: python benchmarks/metrics_speed.py [extractor|frechet]
+
+Batches of BATCH=16 images of 32x32, from uint8 to pool_3 including the resize, float32, two
+cores: two virtual devices here, two threads there. pytorch-fid runs as it is, and with network
+and images channels-last. With batches of 64 images both are slower. Then the Fréchet distance in
+2048 features, float64: here the first distance to a reference, whose root is then kept, and later
+ones; beside pytorch-fid's, which uses scipy.linalg.sqrtm, and torch-fidelity's, which uses
+eigenvalues alone.
+
+Everything runs in one process, in turn, ROUNDS=5 times after one warm-up; medians count.
+`extractor` or `frechet` runs one of the two. On a shared machine set OPENBLAS_NUM_THREADS=1 for
+the second, and read the processor times in brackets. Needs: pip install -e .[peers]. Prints a
+table each; 8 minutes.
 """
 
 import os

@@ -1,16 +1,17 @@
-"""Reading 64x64 images with flips, beside a plain PyTorch DataLoader over the same images: python
-benchmarks/reading.py
+"""Reading 64x64 images with flips, beside a plain PyTorch DataLoader over the same images.
 
-20,000 crops of scikit-learn's two photographs are written as PNG files in class folders and
-prepared as users do
-(python -m cfg.data.prepare). Then every variant is measured in a process of its own, held to one core and to two: a shuffled
-stream of batches of 256, flipped at random, as float32 in [-1, 1] on the (CPU) device; here the
-last two are a jitted program, in PyTorch a part of the data set's __getitem__. No worker process,
-one and two; the best counts. ROUNDS=3 goes round three times. At last the stream feeds a step that
-only sleeps, as long as imagenet64's would take on GPUs.
+Usage: python benchmarks/reading.py
 
-Linux alone (cores are chosen by sched_setaffinity). Needs: pip install torch==2.13.0. Prints two
-tables; 10 minutes a round.
+20,000 crops of scikit-learn's two photographs are written as PNG files in class folders, and
+prepared as users do (python -m cfg.data.prepare). Every variant is then measured in a process of
+its own, on one core and on two: a shuffled stream of batches of 256, flipped at random, as float32
+in [-1, 1] on the (CPU) device. The last two steps are a jitted program here, and part of the data
+set's __getitem__ in PyTorch. The best of no, one and two worker processes counts. ROUNDS=3 repeats
+everything three times. Finally the stream feeds a step that only sleeps, for as long as
+imagenet64's would take on GPUs.
+
+Linux only (cores are chosen by sched_setaffinity). Needs: pip install torch==2.13.0. Prints two
+tables; 10 minutes per round.
 """
 
 import itertools
@@ -40,7 +41,7 @@ GPU_RATES = {"V100, published": 74, "A100, published": 70, "H200, at 45 % of 790
 
 
 def make_images(root):
-  """The PNG files, `root`/files/<class>/<image>, and the data set prepared of them, `root`/records."""
+  """Write PNG files, `root`/files/<class>/<image>, and prepare them as `root`/records."""
   from PIL import Image
   from sklearn.datasets import load_sample_images
 
@@ -117,7 +118,7 @@ def run_cfg(root, store, workers):
 
 
 class TorchImages:
-  """A torch.utils.data.Dataset: each image decoded, flipped at random and made float32 in [-1, 1]."""
+  """A torch.utils.data.Dataset: images decoded, flipped at random, float32 in [-1, 1]."""
 
   def __init__(self, source):
     self.source, self.part = source, getattr(source, "part", None)  # files

@@ -1,10 +1,10 @@
-"""Does --mode=dry_run tell the memory that a training step takes? python benchmarks/step_memory.py
+"""Does --mode=dry_run predict the memory that a training step takes?
 
-Compiles the step of a sibling of imagenet64 (a third of its width, float32, one device), then runs
-it once and compares the
-predicted peak with what it took: the rise of the process's peak resident memory since compilation,
-  and the state and batch
-that were there before. Linux only. Prints JSON.
+Usage: python benchmarks/step_memory.py
+
+Compiles the step of a narrower imagenet64 (a third of its width, float32, one device), then runs it
+once and compares the predicted peak with the memory taken: the rise of the process's peak resident
+memory since compilation, plus the state and batch that were there before. Linux only. Prints JSON.
 """
 
 import ctypes

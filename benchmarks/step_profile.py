@@ -1,9 +1,10 @@
-"""What a training step of benchmarks/step_speed.py spends its time on in XLA: python
-benchmarks/step_profile.py [SIZE [DEVICES]]
+"""What a training step of benchmarks/step_speed.py spends its time on in XLA.
 
-Profiles two steps and adds up the traced operations by kind; the 3x3 convolutions are split into
-forward, gradient of the input and gradient of the weights, told apart by what the compiled program
-says of each. The sum is over all threads.
+Usage: python benchmarks/step_profile.py [SIZE [DEVICES]]
+
+Profiles two steps and adds up the traced operations by kind. The 3x3 convolutions are split into
+forward, input gradient and weight gradient, according to the compiled program. Times are summed
+over all threads.
 """
 
 import collections

@@ -1,13 +1,13 @@
-"""Forward pass and training step beside a PyTorch U-Net of the same shape: python
-benchmarks/step_speed.py [SIZE ...]
+"""Forward pass and training step beside a PyTorch U-Net of the same shape.
+
+Usage: python benchmarks/step_speed.py [SIZE ...]
 
 float32, two threads, one machine, one run. At each size every variant runs in a process of its own,
 in turn: cfg with one and with two virtual devices; PyTorch eager, channels-last, under
-  torch.compile, and both. ROUNDS=2 goes round twice; the best
-median of each variant counts. Needs: pip install torch==2.13.0. Prints a table; about 5 minutes a
-size and round.
+torch.compile, and both. ROUNDS=2 repeats everything twice; the best median of each variant counts.
+Needs: pip install torch==2.13.0. Prints a table; about 5 minutes per size and round.
 
-The training step is the whole of it: loss, gradients, clipping, Adam, one EMA.
+A training step is loss, gradients, clipping, Adam and one EMA.
 """
 
 import json

@@ -1,11 +1,13 @@
-"""What measuring adds to a sweep: python benchmarks/sweep_share.py
+"""How much time measuring adds to a sweep.
 
-The CIFAR-10 network of docs/cifar10 (0.85 GFLOP a forward pass, two for each step of the sampler)
-draws BATCH=16 images with T = 16 and T = 64: alone; and with the whole Inception network (random
-weights) in the same program, its outputs copied to the host, written as the sweep writes them, and
-added to its sums. ROUNDS=3 times in turn, medians. Then the numbers of one strength, once: FID and
-sFID with their errors, scores, precision, recall and KID of 2,100 made-up samples. Prints a table;
-10 minutes on two CPU cores.
+Usage: python benchmarks/sweep_share.py
+
+The CIFAR-10 network of docs/cifar10 (0.85 GFLOP per forward pass, two passes per sampler step)
+draws BATCH=16 images with T = 16 and T = 64: alone, and with the whole Inception network (random
+weights) in the same program, its outputs copied to the host, written to disk and added to the
+sums as the sweep does. ROUNDS=3 times in turn; medians count. Then the numbers of one strength,
+once: FID and sFID with their errors, scores, precision, recall and KID of 2,100 made-up samples.
+Prints a table; 10 minutes on two CPU cores.
 """
 
 import functools

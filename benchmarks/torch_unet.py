@@ -1,5 +1,5 @@
-"""The same U-Net in PyTorch, as one would write it there: the peer of benchmarks/step_speed.py. Not
-used by cfg.
+"""The same U-Net as one would write it in PyTorch: the peer of benchmarks/step_speed.py. Not used
+by cfg.
 """
 
 import math

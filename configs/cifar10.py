@@ -1,17 +1,22 @@
-"""CIFAR-10, 32x32: what a reader with one GPU will really run.
+"""CIFAR-10, 32x32, on one GPU.
 
-Command:  python -m cfg.data.prepare cifar-10-batches-bin prepared/cifar10 --resolution=32   # the binary archive, extracted
-          python -m cfg.main --config=configs/cifar10.py
-          Without data, to try it: --config.data.name=synthetic. What it costs, without training: --mode=dry_run.
-Hardware: one GPU. A CPU can start it, not finish it.
-Time:     51.2 million images at 0.040 TFLOP each. Estimated, not measured: 2 hours on an H200 at 45
-  % of 790 TFLOP/s,
-          and so small a network may not reach that.
+Commands:
+  # cifar-10-batches-bin is the extracted binary archive
+  python -m cfg.data.prepare cifar-10-batches-bin prepared/cifar10 --resolution=32
+  python -m cfg.main --config=configs/cifar10.py
+  # to try it without data
+  python -m cfg.main --config=configs/cifar10.py --config.data.name=synthetic
+  # what it costs, without training
+  python -m cfg.main --config=configs/cifar10.py --mode=dry_run
 
-The paper has no CIFAR-10 experiment: there are no numbers of its to expect. The sizes are those of
-DDPM's CIFAR-10 network (Ho et al. 2020, arXiv 2006.11239, appendix B: 128 channels times 1, 2, 2,
-2, attention at 16x16, dropout 0.1, learning rate 2e-4, batch 128) with the paper's blocks; the
-steps are half of DDPM's 800,000.
+Hardware: one GPU. A CPU can start this run but not finish it; see cifar10_cpu.py.
+Time: 51.2 million images at 0.040 TFLOP each. Estimated, not measured: 2 hours on an H200 at 45% of
+790 TFLOP/s, which so small a network may not reach.
+
+The paper has no CIFAR-10 experiment, so there are no published numbers to expect. The sizes are
+those of DDPM's CIFAR-10 network (Ho et al. 2020, arXiv 2006.11239, appendix B: 128 channels times
+1, 2, 2, 2, attention at 16x16, dropout 0.1, learning rate 2e-4, batch 128) with the paper's blocks.
+The number of steps is half of DDPM's 800,000.
 """
 
 from configs import digits

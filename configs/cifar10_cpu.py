@@ -1,16 +1,19 @@
-"""CIFAR-10, 32x32, on two CPU cores: a small network and a stated budget, to have a model of
-photographs at all.
+"""CIFAR-10, 32x32, on two CPU cores: a small model of photographs on a fixed budget.
 
-Command:  python -m cfg.data.prepare cifar-10-batches-bin prepared/cifar10 --resolution=32   # the binary archive, extracted
-          python -m cfg.main --config=configs/cifar10_cpu.py --mode=train
-          In stages: --config.train.num_steps=2000, then 4000, ...: each goes on where the last one ended.
+Commands:
+  # cifar-10-batches-bin is the extracted binary archive
+  python -m cfg.data.prepare cifar-10-batches-bin prepared/cifar10 --resolution=32
+  python -m cfg.main --config=configs/cifar10_cpu.py --mode=train
+  # or in stages, each of which continues where the last one ended
+  python -m cfg.main --config=configs/cifar10_cpu.py --mode=train --config.train.num_steps=2000
+
 Hardware: two CPU cores.
-Time:     two hours; 64 to 69 images/s, a second for each step, on a machine that does nothing else.
-  docs/cifar10 has what came.
+Time: two hours; 64 to 69 images/s, about a second per step, on an otherwise idle machine.
 
-0.85 GFLOP forward, 3.2 million parameters. CIFAR-10's usual diffusion models see 100 million images
-and more; this one sees a few hundred thousand. Expect colours, places and rough shapes of the
-classes, no sharp objects. The paper has no such experiment.
+docs/cifar10 has the weights and the results. The network has 3.2 million parameters and takes 0.85
+GFLOP per forward pass. Diffusion models of CIFAR-10 usually see 100 million images or more; this
+one sees a few hundred thousand. Expect the colours, layout and rough shapes of the classes, but no
+sharp objects. The paper has no such experiment.
 """
 
 from configs import cifar10

@@ -1,8 +1,12 @@
 """Handwritten digits, 8x8: the whole experiment on a laptop's CPU. The base of the other configs.
 
-Command:  python -m cfg.main --config=configs/digits.py
+Command:
+  python -m cfg.main --config=configs/digits.py
+
 Hardware: two CPU cores, 3 GB of memory; nothing is downloaded.
-Time:     about 4 minutes.
+Time: about 4 minutes.
+
+docs/config.md describes every field, docs/digits.md the results.
 """
 
 import ml_collections

@@ -1,24 +1,34 @@
-"""A folder of your own images, a sub-folder for each class: any number of classes and images, from
-the files to a swept model.
+"""Your own images, one sub-folder per class: from the files to a swept model, with any number of
+classes and images.
 
-Command:  python -m cfg.main --config=configs/folder.py --config.data.path=DIR --workdir=runs/mine   # DIR/<class>/<image>
-          python -m cfg.main --config=configs/folder.py:resolution=128 ...                            # the images' side; 64 unless given
-          DIR/train/<class>/<image> with val/ or test/ beside it: that is held out, otherwise a
-          twentieth of each class.
-          Files are decoded whenever they are read (--config.train.data_workers=8: in so many processes). If the log's data wait is
-          more than a few percent, decode them once: python -m cfg.data.prepare DIR prepared/mine --resolution=64, then
-          --config.data.name=prepared --config.data.path=prepared/mine. That also leaves out and lists what cannot be read.
-          Without training: --mode=dry_run says what it costs, and how large a micro-batch fits.
-Hardware: one GPU. On a CPU make it small, for example --config.model.ch=32 --config.model.emb_ch=128 --config.model.norm_groups=8
-          --config.model.head_dim=32 --config.model.dtype=float32 --config.train.batch_size=32.
-Time:     25.6 million images; at 64x64 0.20 TFLOP each. Not measured.
+Commands:
+  # DIR/<class>/<image>
+  python -m cfg.main --config=configs/folder.py --config.data.path=DIR --workdir=runs/mine
+  # images of another side than 64
+  python -m cfg.main --config=configs/folder.py:resolution=128 --config.data.path=DIR
+  # what it costs and how large a micro-batch fits, without training
+  python -m cfg.main --config=configs/folder.py --config.data.path=DIR --mode=dry_run
 
-FID and IS are in the features of a classifier trained on the same images; how often it is right on
-those held out is logged and is in judge.npz. Where it is poor, so are the numbers. A hundred images
-a class can be memorised: look at nearest.png, and at FID held-out. The paper has no such
-  experiment.
+With DIR/train/<class>/<image> and val/ or test/ beside it, the latter is held out; otherwise a
+twentieth of each class is.
 
-Mirrored images count as the same: set --config.train.flip=False where they are not (writing, maps).
+Files are decoded each time they are read (--config.train.data_workers=8 uses eight processes). If
+the log's data wait exceeds a few percent, decode them once, which also leaves out and lists the
+files that cannot be read:
+  python -m cfg.data.prepare DIR prepared/mine --resolution=64
+and add --config.data.name=prepared --config.data.path=prepared/mine.
+
+Hardware: one GPU. On a CPU make the model small, for example --config.model.ch=32
+--config.model.emb_ch=128 --config.model.norm_groups=8 --config.model.head_dim=32
+--config.model.dtype=float32 --config.train.batch_size=32.
+Time: 25.6 million images, at 64x64 0.20 TFLOP each. Not measured.
+
+FID and IS are in the features of a classifier trained on the same images. Its accuracy on held-out
+images is logged and stored in judge.npz; where it is poor, so are the numbers. A hundred images per
+class can be memorised: look at nearest.png and at FID held-out. The paper has no such experiment.
+
+Images are mirrored at random. Set --config.train.flip=False if that changes their meaning (writing,
+maps).
 """
 
 from configs import digits

@@ -1,21 +1,28 @@
-"""ImageNet 128x128, class-conditional: the paper's model (Ho & Salimans 2022, section 4.2, table
-2).
+r"""ImageNet 128x128, class-conditional: the paper's model (Ho & Salimans 2022, section 4.2).
 
-Command:  python -m cfg.data.prepare DIR prepared/imagenet128 --resolution=128   # DIR has ILSVRC2012's tars, or Kaggle's files
-          python -m cfg.interop.inception inception.safetensors                  # downloads the network that FID and IS mean
-          python -m cfg.main --config=configs/imagenet128.py
-          python -m cfg.main --config=configs/imagenet128.py --mode=sweep "--config.sweep.num_steps=(128, 256, 1024)"   # the whole table
-          Without data, to try it: --config.data.name=synthetic. What it costs, without training: --mode=dry_run.
+Commands:
+  # DIR holds ILSVRC2012's tars or Kaggle's files
+  python -m cfg.data.prepare DIR prepared/imagenet128 --resolution=128
+  # downloads the network that FID and IS are defined by
+  python -m cfg.interop.inception inception.safetensors
+  python -m cfg.main --config=configs/imagenet128.py
+  # the whole of table 2
+  python -m cfg.main --config=configs/imagenet128.py --mode=sweep \
+      "--config.sweep.num_steps=(128, 256, 1024)"
+  # to try it without data
+  python -m cfg.main --config=configs/imagenet128.py --config.data.name=synthetic
+  # what it costs, without training
+  python -m cfg.main --config=configs/imagenet128.py --mode=dry_run
+
 Hardware: 32 GPUs of 80 GB, or a TPU slice.
-Time:     691.2 million images at 1.79 TFLOP each. Estimated, not measured: 5 days on 8 H200 at 45 %
-  of 790 TFLOP/s.
+Time: 691.2 million images at 1.79 TFLOP each. Estimated, not measured: 5 days on 8 H200 at 45% of
+790 TFLOP/s.
 
-The numbers to expect are TABLE_2's; the sweep prints the differences beside its own: see
-configs/imagenet64.py.
+The numbers to expect are those of TABLE_2. The sweep prints the differences: see imagenet64.py.
 
-Sizes and rates are those of the authors' related code (google-research/ddpm_w_distillation,
-i128_unet3), p_uncond too; the number of steps and v are the paper's. Not stated anywhere: the shape
-of the warm-up (linear here), the precision (bf16 here).
+Sizes, rates and p_uncond are those of the authors' related code
+(google-research/ddpm_w_distillation, i128_unet3); the number of steps and v are the paper's. Not
+stated anywhere: the shape of the warm-up (linear here) and the precision (bf16 here).
 """
 
 from configs import imagenet64

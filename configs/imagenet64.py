@@ -1,28 +1,37 @@
 """ImageNet 64x64, class-conditional: the paper's model (Ho & Salimans 2022, section 4.1, table 1).
 
-Command:  python -m cfg.data.prepare DIR prepared/imagenet64 --resolution=64   # DIR has ILSVRC2012's tars, or Kaggle's files
-          python -m cfg.interop.inception inception.safetensors                # downloads the network that FID and IS mean
-          python -m cfg.main --config=configs/imagenet64.py
-          python -m cfg.main --config=configs/imagenet64.py:p_uncond=0.2 ...   # the paper's three are 0.1, 0.2 and 0.5
-          The preparation cuts images to their centre square and area-averages them, as the paper's are (--config.data.path=...
-          for another folder than prepared/imagenet64). TFDS's imagenet_resized/64x64 is not that:
-          see the README.
-          Without data, to try it: --config.data.name=synthetic. What it costs, without training: --mode=dry_run.
-          Without Inception's weights: --config.inception.path= --config.judge.num_steps=20000, for numbers in a judge's features.
-Hardware: 8 GPUs of 80 GB: an update is made of 8 micro-batches of 32 images a GPU (--mode=dry_run
-  finds room for 48
-          where bf16 is computed as f32). On a larger slice set --config.train.accumulate=1, on less memory raise it:
-          the update is the same. One GPU of 12 GB: configs/imagenet64_12gb.py.
-Time:     819.2 million images at 0.63 TFLOP each. Estimated, not measured: 2 days on 8 H200 at 45 %
-  of 790 TFLOP/s.
+Commands:
+  # DIR holds ILSVRC2012's tars or Kaggle's files
+  python -m cfg.data.prepare DIR prepared/imagenet64 --resolution=64
+  # downloads the network that FID and IS are defined by
+  python -m cfg.interop.inception inception.safetensors
+  python -m cfg.main --config=configs/imagenet64.py
+  # another p_uncond; the paper has 0.1, 0.2 and 0.5
+  python -m cfg.main --config=configs/imagenet64.py:p_uncond=0.2 --workdir=runs/imagenet64_p02
+  # to try it without data
+  python -m cfg.main --config=configs/imagenet64.py --config.data.name=synthetic
+  # what it costs, without training
+  python -m cfg.main --config=configs/imagenet64.py --mode=dry_run
 
-The numbers to expect are TABLE_1's. The sweep prints the differences beside its own: FID and IS in
-Inception's features, of 50,000 samples at each w, against the whole training split, as prepared.
-The paper does not say which split, nor how many splits of IS.
+The preparation crops images to their central square and area-averages them, like the paper's. If
+the result is not in prepared/imagenet64, set --config.data.path. TFDS's imagenet_resized/64x64 is
+something else: see docs/data.md. Without Inception's weights, add --config.inception.path= and
+--config.judge.num_steps=20000 for numbers in the features of a judge.
+
+Hardware: 8 GPUs of 80 GB. Each update consists of 8 micro-batches of 32 images per GPU
+(--mode=dry_run finds room for 48 where bf16 is computed as f32). On a larger slice set
+--config.train.accumulate=1, with less memory raise it: the update is the same. For one GPU of 12 GB
+see imagenet64_12gb.py.
+Time: 819.2 million images at 0.63 TFLOP each. Estimated, not measured: 2 days on 8 H200 at 45% of
+790 TFLOP/s.
+
+The numbers to expect are those of TABLE_1. The sweep prints the differences: FID and IS in
+Inception's features, of 50,000 samples at each w, against the whole training split as prepared. The
+paper does not say which split it used, nor how many splits for IS.
 
 Sizes and rates are those of the authors' related code (google-research/ddpm_w_distillation,
 i64_unet3); the number of steps and v are the paper's. Not stated anywhere: the shape of the warm-up
-(linear here), the precision (bf16 here).
+(linear here) and the precision (bf16 here).
 """
 
 from configs import digits

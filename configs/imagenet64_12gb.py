@@ -1,17 +1,18 @@
-"""ImageNet 64x64, the paper's model, trained on one card of 12 GB: the run of configs/imagenet64.py
-in many small steps.
+"""ImageNet 64x64, the paper's model, on one GPU of 12 GB: the run of imagenet64.py in small steps.
 
-Command:  python -m cfg.main --config=configs/imagenet64_12gb.py   # on the images that configs/imagenet64.py says how to prepare
-          :p_uncond=0.2 after the file's name selects another of the paper's three, as in
-          configs/imagenet64.py.
-Hardware: one GPU of 12 GB. Each update is made of 256 micro-batches of 8 images; blocks are
-  recomputed in the backward
-          pass; activations are bf16. --mode=dry_run --memory_gb=12 says what is left (compiled
-          where it is run).
-Time:     the paper's 400,000 updates are 819.2 million images: years on such a card. Set --config.train.batch_size and
-          num_steps to what there is time for; the result is then not the paper's.
+Commands:
+  # imagenet64.py says how to prepare the images, and what :p_uncond=P after the file's name selects
+  python -m cfg.main --config=configs/imagenet64_12gb.py
+  # how much memory is left; compiled for the device that this is run on
+  python -m cfg.main --config=configs/imagenet64_12gb.py --mode=dry_run --memory_gb=12
 
-Expect the numbers of configs/imagenet64.py, after as many images.
+Hardware: one GPU of 12 GB. Each update consists of 256 micro-batches of 8 images; blocks are
+recomputed in the backward pass; activations are bf16.
+Time: the paper's 400,000 updates are 819.2 million images, which would take years on such a GPU.
+Set --config.train.batch_size and --config.train.num_steps to what you have time for; the result is
+then not the paper's.
+
+Expect the numbers of imagenet64.py, after as many images.
 """
 
 from configs import imagenet64

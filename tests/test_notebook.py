@@ -62,8 +62,8 @@ def paper_rows(notebook):
 
 
 def execute(folder, **variables):
-  """Run a copy of the notebook in a copy of the files it needs, as the README says; the notebook
-  with its new outputs.
+  """Run a copy of the notebook in a copy of the files it needs, as docs/digits.md says; returns the
+  notebook with its new outputs.
   """
   for name in ("cfg", "configs", "notebooks"):
     shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -239,7 +239,7 @@ def test_the_first_cell_outside_a_clone(committed, tmp_path):
 
 
 def test_the_first_cell_in_colab_needs_an_address(committed, tmp_path):
-  """In Colab with REPOSITORY left empty: an error that names it; nothing is fetched or installed."""
+  """In Colab with REPOSITORY empty: an error that names it; nothing is fetched or installed."""
   done, log = first_cell(committed, tmp_path, colab=True)
   assert (
     done.returncode == 1

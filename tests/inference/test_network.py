@@ -62,7 +62,9 @@ def workdir(tmp_path_factory):
 
 
 def test_a_work_directory_knows_its_config(workdir, tmp_path):
-  """Without --config the command takes the directory's own, number of virtual devices included, and exports what was trained."""
+  """Without --config the command uses the work directory's own, with its number of virtual devices,
+  and exports what was trained.
+  """
   path, sha = workdir
   done = subprocess.run(
     [

@@ -301,7 +301,7 @@ def test_the_command(served, weights, tmp_path, capsys):
 
 
 def test_a_download_is_whole_or_not_there(served, monkeypatch, tmp_path):
-  """Another file than the pinned one, or no network, leaves nothing; the message says what to do."""
+  """A wrong file, or no network, leaves nothing behind; the message says what to do."""
   monkeypatch.setattr(interop, "SHA256", "0" * 64)
   with pytest.raises(UserError, match="not the file of old.*Nothing was kept"):
     interop.download(tmp_path / "a.pth")

@@ -231,7 +231,7 @@ def test_sizes_that_do_and_do_not_fit(fresh):
 
 
 def test_config_errors_name_the_field(config):
-  """from_config refuses a side, groups or heads that do not divide, and two ways of giving heads."""
+  """from_config refuses a side, groups or heads that do not divide, and both ways to set heads."""
   make = lambda **fields: unet.from_config(
     {**config.model, **fields}, num_classes=10, image_shape=(8, 8, 1)
   )
