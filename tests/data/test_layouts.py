@@ -3,10 +3,13 @@
 import io
 import json
 import os
+import subprocess
+import sys
 import tarfile
 import zipfile
 
 import numpy as np
+import paths
 import pytest
 from PIL import Image
 
@@ -230,6 +233,20 @@ def test_the_classes_are_always_said(tmp_path, config, caplog, capsys):
   with caplog.at_level("INFO", "cfg"):
     sources.load(config.data)
   assert any("2 classes: cat, dog" in line for line in caplog.messages)
+
+
+def test_names_that_are_no_text(tmp_path):
+  """A class whose name is not UTF-8 is prepared, and shown with escapes."""
+  path = write(tmp_path / "data", PLAIN, "folder")
+  os.rename(path / "dog", os.fsencode(path) + b"/ch\xe8vre")
+  command = [sys.executable, "-m", "cfg.data.prepare", str(path), str(tmp_path / "out")]
+  done = subprocess.run(
+    [*command, "--resolution=4", "--workers=1"], cwd=paths.ROOT, capture_output=True, text=True
+  )
+  assert done.returncode == 0, done.stderr
+  assert "2 classes: cat, ch\\udce8vre" in done.stdout
+  names = records.read_manifest(tmp_path / "out")["class_names"]
+  assert names == ["cat", os.fsdecode(b"ch\xe8vre")]
 
 
 def test_a_tool_s_folder_with_images_is_listed(tmp_path):
