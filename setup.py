@@ -21,8 +21,10 @@ setup(
   long_description=(HERE / "README.md").read_text(encoding="utf-8"),
   long_description_content_type="text/markdown",
   license="Apache-2.0",
-  packages=find_packages(include=["cfg", "cfg.*"]),
-  package_data={"cfg": ["data/imagenet_classes.txt"]},
+  packages=[*find_packages(include=["cfg", "cfg.*"]), "cfg.configs"],
+  # the configs come along: cfg.main looks for configs/NAME.py there too
+  package_dir={"cfg.configs": "configs"},
+  package_data={"cfg": ["data/preparing/imagenet_classes.txt"]},
   python_requires=">=3.11",
   install_requires=[
     "absl-py>=2.1",

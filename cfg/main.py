@@ -1,46 +1,144 @@
-"""python -m cfg.main --config=configs/digits.py [--mode=...] [--workdir=...] [--config.section.field=value]
+"""python -m cfg.main --config=configs/digits.py [--mode=...] [--workdir=...] [--config.data.path=...]
 
-Without --config, the config is that of the network in --workdir.
+Without --config, the config is that of the network in --workdir. The options are absl's flags:
+--name=value or --name value, --flag or --noflag. The other commands (cfg.evaluate,
+cfg.data.prepare, cfg.interop.*) read theirs with argparse.
 """
 
 import logging
+import math
 import pathlib
 import sys
+from collections.abc import Callable
+from typing import NamedTuple
 
 import absl.logging
-from absl import app, flags
-from ml_collections import config_flags
+from absl import flags
 
-from cfg.base import config as config_lib
-from cfg.base import progress
+from cfg.base import cli
 from cfg.base.errors import UserError, run_command
+from cfg.base.paths import user_path
 
 log = logging.getLogger("cfg.main")  # __name__ is "__main__" here
 
-MODES = ("all", "train", "sweep", "sample", "export", "dry_run")
+WORKDIR_CONFIG = pathlib.Path(__file__).parent / "inference/workdir_config.py"
 
-CONFIG = config_flags.DEFINE_config_file(
-  "config", None, "A file of configs/; override fields as --config.train.batch_size=64."
+
+class Run(NamedTuple):
+  """What a mode works with: the config, the mesh, and the work directory, None for a dry run."""
+
+  config: object
+  mesh: object
+  workdir: pathlib.Path | None
+
+
+class Mode(NamedTuple):
+  """What --mode=<name> does.
+
+  Attributes:
+    run: does it.
+    workdir: "make" the work directory if it is not there, "read" one that is, or "none".
+    help: in a line.
+  """
+
+  run: Callable[[Run], None]
+  workdir: str
+  help: str
+
+
+def train_and_sweep(run):
+  """--mode=all."""
+  from cfg.sweep import run as sweep
+
+  dataset = load_data(run)
+  sweep.check(run.config, dataset=dataset, mesh=run.mesh)  # now, not after days of training
+  train_on(run, dataset)
+  sweep_on(run, dataset)
+
+
+def train(run):
+  """--mode=train."""
+  train_on(run, load_data(run))
+  say_where(run)
+
+
+def sweep(run):
+  """--mode=sweep."""
+  sweep_on(run, load_data(run))
+
+
+def sample(run):
+  """--mode=sample."""
+  from cfg.inference import pictures
+
+  w = pictures.parse_strength(w=W.value, scale=SCALE.value)
+  out = pictures.sample(
+    run.config,
+    mesh=run.mesh,
+    workdir=run.workdir,
+    labels=LABEL.value,
+    num=NUM.value,
+    w=w,
+    seed=SEED.value,
+    ema=EMA.value,
+    out=out_path(),
+  )
+  print(f"w = {w:g} (scale = {1 + w:g}): pictures, grid.png and samples.json are in {out}")
+
+
+def export(run):
+  """--mode=export."""
+  from cfg.inference import network
+
+  out = out_path() or run.workdir / "weights.safetensors"
+  exported = network.export(run.workdir, out, ema=EMA.value)
+  print(
+    f"{out}: the EMA of decay {exported.ema_decay:g} at step {exported.step}, hash "
+    f"{exported.weights_sha256[:12]}"
+  )
+
+
+def dry_run(run):
+  """--mode=dry_run."""
+  from cfg.training import dry_run
+
+  dry_run.check(run.config)
+  cost = dry_run.dry_run(run.config, mesh=run.mesh, memory_gb=MEMORY_GB.value)
+  print(dry_run.table(cost))
+
+
+MODES = {
+  "all": Mode(train_and_sweep, "make", "train, then sweep the guidance strength"),
+  "train": Mode(train, "make", "train, or go on training"),
+  "sweep": Mode(sweep, "read", "FID and the rest of a trained network against w"),
+  "sample": Mode(sample, "read", "pictures of chosen classes"),
+  "export": Mode(export, "read", "the weights as safetensors"),
+  "dry_run": Mode(dry_run, "none", "what training costs, without training"),
+}
+
+CONFIG = cli.define_config(
+  "config", "A file of configs/; override fields as --config.train.batch_size=64."
 )
 MODE = flags.DEFINE_enum(
-  "mode",
-  "all",
-  MODES,
-  "all: train, then sweep the guidance strength. export: weights as safetensors. dry_run: what "
-  "training costs, without training.",
+  "mode", "all", list(MODES), "; ".join(f"{name}: {mode.help}" for name, mode in MODES.items())
 )
 WORKDIR = flags.DEFINE_string(
   "workdir", None, "Where everything goes. Default: runs/<name of the config file>."
 )
-LABEL = flags.DEFINE_list(
-  "label", [], "sample: classes by name or number, comma-separated. Default: the first ten."
+LABEL = flags.DEFINE_string(
+  "label",
+  "",
+  "sample: classes by name or number, comma-separated; a name that has a comma itself stands alone "
+  "or in doubled quotes: --label='\"crane, bird\",7'. Default: the first ten.",
 )
 NUM = flags.DEFINE_integer("num", 8, "sample: how many of each class.")
 W = flags.DEFINE_float(
   "w", None, "sample: the paper's guidance strength; 0 is unguided. Default: 1."
 )
 SCALE = flags.DEFINE_float("scale", None, "sample: the same as others write it, scale = 1 + w.")
-SEED = flags.DEFINE_integer("seed", 0, "sample: seed of the noise.")
+SEED = flags.DEFINE_integer(
+  "seed", 0, "sample: seed of the noise, 0 to 2^32 - 1.", lower_bound=0, upper_bound=2**32 - 1
+)
 EMA = flags.DEFINE_float(
   "ema", None, "sample, export: which average of the parameters, by decay. Default: the first."
 )
@@ -58,70 +156,63 @@ DISTRIBUTED = flags.DEFINE_bool(
 MEMORY_GB = flags.DEFINE_float(
   "memory_gb", None, "dry_run: memory of one device in 1e9 bytes. Default: what it has."
 )
+flags.register_validator(
+  "memory_gb", lambda gb: gb is None or 0 < gb < math.inf, message="it must be above 0"
+)
 
 
-def main(argv):
-  if len(argv) > 1:
-    raise UserError(f"unexpected argument {argv[1]!r}: options are written --name=value.")
+def main() -> None:
+  """Parse the flags, start jax, run the mode."""
+  cli.parse_flags(sys.argv, workdir_config=WORKDIR_CONFIG)
+  mode = MODES[MODE.value]
   config = CONFIG.value
-  workdir = None if MODE.value == "dry_run" else find_workdir(create=MODE.value in ("all", "train"))
+  import_jax()
+  check_config(config)
+  workdir = None if mode.workdir == "none" else find_workdir(create=mode.workdir == "make")
   start_devices(config)
-  # after start_devices: these import jax
   from cfg.base import sharding
-  from cfg.data import sources
-  from cfg.inference import network as trained
-  from cfg.inference import pictures
-  from cfg.report import table
-  from cfg.sweep import run as sweep
-  from cfg.training import dry_run, loop
 
   mesh = sharding.make_mesh(fsdp=config.train.get("fsdp", 1))
-  if MODE.value == "dry_run":
-    dry_run.check(config)
-    print(dry_run.table(dry_run.dry_run(config, mesh=mesh, memory_gb=MEMORY_GB.value)))
-    return
-  if MODE.value == "sample":
-    w = pictures.parse_strength(w=W.value, scale=SCALE.value)
-    out = pictures.sample(
-      config,
-      mesh=mesh,
-      workdir=workdir,
-      labels=LABEL.value,
-      num=NUM.value,
-      w=w,
-      seed=SEED.value,
-      ema=EMA.value,
-      out=OUT.value,
-    )
-    print(f"w = {w:g} (scale = {1 + w:g}): pictures, grid.png and samples.json are in {out}")
-    return
-  if MODE.value == "export":
-    out = OUT.value or workdir / "weights.safetensors"
-    network = trained.export(workdir, out, ema=EMA.value)
-    print(
-      f"{out}: the EMA of decay {network.ema} at step {network.step}, hash "
-      f"{network.checkpoint_hash[:12]}"
-    )
-    return
-  dataset = sources.load(config.data)
-  if MODE.value == "all":
-    sweep.check(config, dataset=dataset, mesh=mesh)  # now, not after days of training
-  if MODE.value in ("all", "train"):
-    loop.train(config, dataset=dataset, mesh=mesh, workdir=workdir)
-  if MODE.value in ("all", "sweep"):
-    content = sweep.sweep(config, dataset=dataset, mesh=mesh, workdir=workdir)
-    print(table.table(content))
-  print(
-    f"everything is in {workdir}: "
-    f"{', '.join(sorted(p.name for p in workdir.iterdir() if not p.name.startswith('.')))}"
-  )
+  mode.run(Run(config=config, mesh=mesh, workdir=workdir))
 
 
-def find_workdir(*, create):
+def import_jax() -> None:
+  """Import jax, and with it most of cfg: after the flags, since it takes longer than --help or a
+  mistyped option should.
+  """
+  try:
+    import jax  # noqa: F401
+  except ValueError as e:
+    raise UserError(
+      f"jax cannot start: {e}. It reads environment variables (JAX_...): change or unset that one."
+    ) from e
+  from cfg.base import progress
+
+  progress.to_stderr()
+
+
+def check_config(config) -> None:
+  """Write out the paths in a config. Raise UserError if no run could use it."""
+  from cfg.base import config as config_lib
+  from cfg.base import fields
+
+  # what an import or an older version wrote into a work directory may lack fields
+  if not loaded_from_workdir():
+    fields.check_complete(config)
+  config_lib.check_values(config)
+  fields.expand_paths(config)
+
+
+def loaded_from_workdir() -> bool:
+  """Whether the config is the work directory's own."""
+  name, _ = cli.split_config(flags.FLAGS["config"].config_filename)
+  return pathlib.Path(name) == WORKDIR_CONFIG
+
+
+def find_workdir(*, create: bool) -> pathlib.Path:
   """The work directory; made if it is not there, where a mode may start one."""
-  workdir = pathlib.Path(
-    WORKDIR.value or f"runs/{pathlib.Path(flags.FLAGS['config'].config_filename).stem}"
-  )
+  name, _ = cli.split_config(flags.FLAGS["config"].config_filename)
+  workdir = user_path(WORKDIR.value or f"runs/{pathlib.Path(name).stem}", name="--workdir")
   if not create and not workdir.is_dir():
     raise UserError(
       f"there is no work directory {str(workdir)!r}: train first (--mode=train), or give the "
@@ -136,66 +227,57 @@ def find_workdir(*, create):
   return workdir
 
 
+def out_path() -> pathlib.Path | None:
+  """--out, if it was given."""
+  return user_path(OUT.value, name="--out") if OUT.value else None
+
+
 def start_devices(config):
   """Start jax as the config says."""
-  import jax
-
   from cfg.base import runtime
 
-  runtime.start(
+  devices = runtime.start(
     cpu_devices=config.cpu_devices, recompute=config.model.remat, distributed=DISTRIBUTED.value
   )
-  hosts = f" on {jax.process_count()} hosts" if jax.process_count() > 1 else ""
-  log.info("%d devices%s: %s", jax.device_count(), hosts, jax.devices()[0].device_kind)
+  hosts = {device.process_index for device in devices}
+  on_hosts = f" on {len(hosts)} hosts" if len(hosts) > 1 else ""
+  log.info("%d devices%s: %s", len(devices), on_hosts, devices[0].device_kind)
 
 
-def config_of_workdir(argv):
-  """Where --workdir is given without --config, insert the --config that loads that directory's own."""
-  values = lambda name: [
-    a.split("=", 1)[1] for a in argv[1:] if a.lstrip("-").startswith(f"{name}=")
-  ]
-  if values("workdir") and not values("config") and not {"--help", "--helpfull"} & set(argv):
-    argv.insert(
-      1, f"--config={pathlib.Path(__file__).with_name('workdir_config.py')}:{values('workdir')[-1]}"
-    )
+def load_data(run):
+  """The data set of a config."""
+  from cfg.data import sources
+
+  return sources.load(run.config.data)
 
 
-def parse_flags(argv):
-  """absl's parser; what is wrong with an option is said in one line, with the nearest name where it
-  has one.
-  """
-  app.define_help_flags()
-  try:
-    config_of_workdir(argv)
-    rest = flags.FLAGS(argv)
-    if flags.FLAGS["config"].value is None:
-      raise UserError(
-        "give a config, --config=configs/digits.py for example (--help lists the options)."
-      )
-    config_lib.check_values(CONFIG.value)
-    return rest
-  except flags.Error as e:
-    raise UserError(f"{e}. --help lists the options.") from e
-  except (AttributeError, KeyError, TypeError) as e:
-    said = " ".join(str(e.args[0]).replace("\\n", ". ").replace("\\", "").split()).strip("'")
-    raise UserError(
-      f"a --config.* option names no field of the config, or not one of that type: {said} The "
-      f"config file lists them all."
-    ) from e
-  except (OSError, ImportError, SyntaxError) as e:
-    name = flags.FLAGS["config"].config_filename
-    said = str(e).split("Failed loading config file ")[-1]
-    raise UserError(
-      f"the config file {name!r} cannot be loaded ({' '.join(said.split())}): give the path of a "
-      f"file of configs/."
-    ) from e
+def train_on(run, dataset):
+  """Train on a data set."""
+  from cfg.training import loop
+
+  loop.train(run.config, dataset=dataset, mesh=run.mesh, workdir=run.workdir)
 
 
-def run():
+def sweep_on(run, dataset):
+  """Sweep with a data set's references, and print the table."""
+  from cfg.report import table
+  from cfg.sweep import run as sweep
+
+  content = sweep.sweep(run.config, dataset=dataset, mesh=run.mesh, workdir=run.workdir)
+  print(table.table(content))
+  say_where(run)
+
+
+def say_where(run):
+  """What is in the work directory."""
+  visible = sorted(path.name for path in run.workdir.iterdir() if not path.name.startswith("."))
+  print(f"everything is in {run.workdir}: {', '.join(visible)}")
+
+
+def run() -> None:
   """Entry point."""
-  progress.to_stderr()
   absl.logging.set_verbosity(absl.logging.ERROR)
-  run_command(lambda: main(parse_flags(sys.argv)))
+  run_command(main)
 
 
 if __name__ == "__main__":

@@ -20,22 +20,25 @@ ROOMS = (
 )
 # the modules of a room, those that import first; modules on one line know nothing of each other
 INSIDE = {
-  "sweep": "run; strength",
+  "sweep": "run; strength; provenance variant",
   "training": "loop; watch; dry_run; step; state",
-  "inference": "pictures workdir_config; generator network",
-  "report": "table; figures",
-  "features": "references; select; placed; inception judge cifar_resnet; extractor",
+  "inference": "pictures workdir_config; generator network; program",
+  "report": "page; table figures",
+  "features": (
+    "references; reference_files select; judge_files; placed; inception judge cifar_resnet; "
+    "extractor"
+  ),
   "interop": (
     "adm inception; cifar_resnet inception_formats; adm_weights weights; torch_file graph_def; "
     "arrays"
   ),
   "models": "unet classifier; backbone; layers; inception judge cifar_resnet",
   "data": "prepare pipeline; sources; tfds; preparing; records recipes decode synthetic",
-  "data.preparing": ("inputs; class_folders; cifar10 dataset_json imagenet; trees; parts layout"),
-  "metrics": "summary reference; scores pairwise; statistics",
+  "data.preparing": "inputs; class_folders; cifar10 dataset_json imagenet; trees; parts layout",
+  "metrics": "summary reference; scores pairwise; statistics; metric",
   "base": (
-    "checkpoint images sharding config logs pickles paths; "
-    "files trees runtime optim flops errors progress"
+    "cli config; checkpoint images sharding logs pickles fields; files trees runtime optim flops "
+    "paths progress; errors"
   ),
   "": "losses sampling; guidance; diffusion schedules",
 }
@@ -45,8 +48,8 @@ HOMES = {
   "array_record": {"data"},
   "optax": {"base.optim", "training.step", "features.judge"},
   "flax": {"models", "training.state"},
-  "absl": {"main", "data.pipeline"},  # grain's worker processes want its flags parsed
-  "ml_collections": {"main", "base.config"},
+  "absl": {"main", "base.cli", "data.pipeline"},  # grain's worker processes want its flags parsed
+  "ml_collections": {"base.cli", "base.config", "base.fields", "inference.workdir_config"},
   "safetensors": {"interop"},
   "google": {"interop"},  # google.protobuf
   "clu": {"training.loop"},

@@ -13,17 +13,17 @@ from cfg.base import config as config_lib
 ROOT = paths.ROOT
 
 
-def command(*options, config="configs/digits.py"):
+def command(*options, config="configs/digits.py", cwd=ROOT, **env):
   """(exit code, stdout, stderr) of python -m cfg.main; without a config if it is None."""
   words = [sys.executable, "-m", "cfg.main", *([f"--config={config}"] if config else []), *options]
-  env = {**os.environ, "JAX_PLATFORMS": "cpu"}
-  done = subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
+  env = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), **env}
+  done = subprocess.run(words, cwd=cwd, env=env, capture_output=True, text=True, timeout=120)
   return done.returncode, done.stdout, done.stderr
 
 
 @pytest.fixture
 def workdir(tmp_path, config):
-  """A work directory with a checkpoint of the test config: its meta is all that is looked at here."""
+  """A work directory with a checkpoint of the test config; only its meta is looked at here."""
   meta = {
     "step": 3,
     "config": config_lib.to_json(config),
@@ -52,9 +52,18 @@ CASES = {
   ),
   "a sweep that gives no numbers, before training": (
     ["--config.sweep.num_blocks=1"],
-    ["sweep.num_samples", "at least 2 blocks"],
+    ["sweep.num_blocks is 1", "at least 2"],
   ),
   "w and scale": (["--mode=sample", "--w=1", "--scale=2"], ["--w=1 and --scale=2", "give one"]),
+  "no flag file": (["--flagfile=/nowhere/at/all"], ["/nowhere/at/all"]),
+  "memory that no device has": (["--mode=dry_run", "--memory_gb=0"], ["memory_gb", "above 0"]),
+  "seed of the samples": (["--mode=sample", "--seed=-1"], ["--seed=-1", "4294967295"]),
+  "seed that is another's": (["--config.seed=4294967296"], ["seed is 4294967296", "2^32 - 1"]),
+  "a bucket": (["--out=gs://bucket/x", "--mode=export"], ["--out is 'gs://bucket/x'"]),
+  "data in a bucket": (["--config.data.path=s3://b/x"], ["data.path is 's3://b/x'"]),
+  "labels that nothing learnt": (["--config.train.p_uncond=1"], ["p_uncond is 1", "w = -1"]),
+  "no such platform": (["--mode=dry_run", "JAX_PLATFORMS=cuda"], ["JAX_PLATFORMS=cuda", "unset"]),
+  "jax's environment": (["--mode=dry_run", "JAX_ENABLE_X64=maybe"], ["JAX_ENABLE_X64", "maybe"]),
   "nothing trained": (["--mode=sample", "--w=1"], ["no checkpoint", "--mode=train"]),
 }
 
@@ -66,7 +75,9 @@ def test_bad_input_is_one_paragraph(case, tmp_path):
   """
   options, words = CASES[case]
   config = None if options == [None] else "configs/digits.py"
-  code, _, stderr = command(f"--workdir={tmp_path}", *[o for o in options if o], config=config)
+  env = dict(option.split("=") for option in options if option and option.startswith("JAX"))
+  options = [option for option in options if option and not option.startswith("JAX")]
+  code, _, stderr = command(f"--workdir={tmp_path}", *options, config=config, **env)
   error = stderr[stderr.index("error:") :]
   assert code == 1 and "Traceback" not in stderr and len(error.strip().splitlines()) == 1
   for word in words:
@@ -93,6 +104,37 @@ def test_modes_that_read_make_no_directory(tmp_path):
   """--mode=sample with a mistyped work directory says so and leaves no empty folder behind."""
   code, _, stderr = command(f"--workdir={tmp_path / 'runn'}", "--mode=sample")
   assert code == 1 and "there is no work directory" in stderr and not (tmp_path / "runn").exists()
+
+
+@pytest.mark.parametrize(
+  "spelling, said",
+  [
+    ("--config digits.py --workdir={} --mode train", "a checkpoint of another config"),
+    ("-config=digits.py -workdir {} -mode=train", "a checkpoint of another config"),
+    ("--workdir {} --mode=sample --w -2", "w = -2"),
+    ("-workdir={} -mode sample -w=-2", "w = -2"),
+  ],
+)
+def test_both_spellings_of_an_option(spelling, said, workdir, tmp_path):
+  """--name value is --name=value, and one dash is two, with a --config or without."""
+  words = spelling.format(workdir).split()
+  code, _, stderr = command(*words, config=None, cwd=tmp_path)
+  assert code == 1 and said in stderr and "Traceback" not in stderr
+
+
+def test_the_work_directory_is_in_the_home_folder(tmp_path):
+  """~ in --workdir=~/..., which no shell expands; nothing is made of that name."""
+  code, _, stderr = command(
+    "--workdir=~/runs/x", "--mode=sample", cwd=tmp_path, HOME=str(tmp_path / "home")
+  )
+  assert code == 1 and f"no work directory '{tmp_path}/home/runs/x'" in stderr
+  assert not list(tmp_path.iterdir())
+
+
+def test_the_default_work_directory_has_the_configs_name(tmp_path):
+  """Without the option behind the colon."""
+  code, _, stderr = command("--mode=sample", config="imagenet64.py:p_uncond=0.2", cwd=tmp_path)
+  assert code == 1 and "no work directory 'runs/imagenet64'" in stderr
 
 
 def test_help_lists_the_options():
@@ -123,5 +165,3 @@ def test_metrics_log_drops_what_will_come_again(tmp_path):
     log.scalars(6, {"loss": 5.0})
   lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
   assert lines == ['{"step": 2, "loss": 1}', '{"step": 4, "loss": 2}', '{"step": 6, "loss": 5.0}']
-
-

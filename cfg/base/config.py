@@ -3,10 +3,9 @@
 import hashlib
 import json
 
-import ml_collections
-from ml_collections import config_dict
+from ml_collections import ConfigDict, config_dict
 
-from cfg.base import trees
+from cfg.base import fields, trees
 from cfg.base.errors import UserError
 
 # these may change while a run goes on, or after it: they alter how far, how fast and how
@@ -43,7 +42,7 @@ def from_json(values):
       return config_dict.placeholder(object)  # so that it can be overridden
     return tuple(map(restore, value)) if isinstance(value, list) else value
 
-  return ml_collections.ConfigDict(restore(values))
+  return ConfigDict(restore(values))
 
 
 def ema_name(decay):
@@ -52,41 +51,62 @@ def ema_name(decay):
 
 
 def check_values(config):
-  """Raise UserError for values that no run could use."""
-  train = config.train
-  rules = [
-    (0 <= train.p_uncond <= 1, "train.p_uncond", train.p_uncond, "a probability, 0.1 in the paper"),
-    (train.get("num_steps", 1) >= 1, "train.num_steps", train.get("num_steps"), "at least 1"),
-    (
-      len(train.ema_decays) > 0 and all(0 <= d < 1 for d in train.ema_decays),
-      "train.ema_decays",
-      tuple(train.ema_decays),
-      "one rate or more, each at least 0 and below 1",
-    ),
-    (
-      config.schedule.logsnr_min < config.schedule.logsnr_max,
-      "schedule.logsnr_min",
-      config.schedule.logsnr_min,
-      "below schedule.logsnr_max",
-    ),
-    (
-      train.get("data_workers", 0) >= 0,
-      "train.data_workers",
-      train.get("data_workers"),
-      "a number of processes, 0 for none",
-    ),
-    (config.cpu_devices >= 1, "cpu_devices", config.cpu_devices, "at least 1"),
-  ]
-  for holds, name, value, meaning in rules:
-    if not holds:
-      raise UserError(f"{name} is {value}: it must be {meaning}. Set it with --config.{name}=...")
+  """Raise UserError for values that no run could use: of one field (`cfg.base.fields`), or of two
+  that do not fit each other. Fields that a config lacks are not asked for.
+  """
+  fields.check_each(config)
+  value = dict(fields.leaves(config))
+  logsnr_min, logsnr_max = value.get("schedule.logsnr_min"), value.get("schedule.logsnr_max")
+  if logsnr_min is not None and logsnr_max is not None and logsnr_min >= logsnr_max:
+    fields.refuse("schedule.logsnr_min", logsnr_min, "below schedule.logsnr_max")
+  check_widths(value)
+  check_judge_levels(value)
+  check_swept_averages(value)
+
+
+def check_widths(value):
+  """Raise UserError if a level of the network would have no channels."""
+  ch, ch_mult = value.get("model.ch"), value.get("model.ch_mult", ())
+  if ch is not None and any(int(ch * mult) < 1 for mult in ch_mult):
+    fields.refuse("model.ch_mult", tuple(ch_mult), f"at least 1 / model.ch, which is {ch}")
+
+
+def check_judge_levels(value):
+  """Raise UserError if a judge that is to be trained halves the images to nothing."""
+  # the digits have their own side
+  side = 8 if value.get("data.name") == "digits" else value.get("data.resolution")
+  levels = value.get("judge.levels")
+  trained = value.get("judge.num_steps") and not value.get("judge.path")
+  if trained and levels is not None and side is not None and side >> levels < 1:
+    most = side.bit_length() - 1
+    fields.refuse(
+      "judge.levels", levels, f"at most {most}, since each level halves the images of side {side}"
+    )
+
+
+def check_swept_averages(value):
+  """Raise UserError if a sweep asks for an average of the parameters that is not kept."""
+  kept = value.get("train.ema_decays")
+  if kept is None:
+    return
+  names = [ema_name(decay) for decay in kept]
+  for field in ("sweep.ema", "sweep.ema_decays"):
+    asked = value.get(field)
+    decays = () if asked is None else asked if isinstance(asked, tuple | list) else (asked,)
+    if any(ema_name(decay) not in names for decay in decays):
+      fields.refuse(field, asked, f"of train.ema_decays, {tuple(kept)}")
 
 
 def check_guidable(config, strengths):
-  """Raise UserError if guidance is asked of a network that never saw the null label."""
+  """Raise UserError for strengths of a mix whose conditional or unconditional model the network
+  never learnt.
+
+  Without a null label (model.class_rows) and with train.p_uncond = 0 only w = 0 is left, which is
+  the conditional model alone; with train.p_uncond = 1 only w = -1, the unconditional one alone.
+  """
   guided = [w for w in strengths if w != 0]
   if guided and config.model.class_rows is not None:
-    asked = f"w = {guided[0]:g} (scale = {1 + guided[0]:g}) was asked for, but this network "
+    asked = f"{strength(guided[0])} was asked for, but this network "
     if config.model.class_rows == 0:
       raise UserError(f"{asked}is unconditional: it has no classes to guide towards. Use w = 0.")
     raise UserError(
@@ -98,10 +118,22 @@ def check_guidable(config, strengths):
     )
   if guided and config.train.p_uncond == 0:
     raise UserError(
-      f"w = {guided[0]:g} was asked for, but train.p_uncond is 0: this network never learnt the "
-      f"unconditional model. "
+      f"{strength(guided[0])} was asked for, but train.p_uncond is 0: this network never learnt "
+      f"the unconditional model. "
       "Use w = 0, or train with train.p_uncond = 0.1 in another --workdir."
     )
+  conditional = [w for w in strengths if w != -1]
+  if conditional and config.train.p_uncond == 1:
+    raise UserError(
+      f"{strength(conditional[0])} was asked for, but train.p_uncond is 1: this network never "
+      f"learnt the conditional model, so that its labels mean nothing. Use w = -1, the "
+      f"unconditional model alone, or train with train.p_uncond = 0.1 in another --workdir."
+    )
+
+
+def strength(w):
+  """A guidance strength as both conventions write it."""
+  return f"w = {w:g} (scale = {1 + w:g})"
 
 
 def training_identity(config, sections=TRAINING_SECTIONS):

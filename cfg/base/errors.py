@@ -10,7 +10,7 @@ class UserError(Exception):
 
 
 def run_command(main: Callable[[], None]) -> None:
-  """Run a command: a UserError is one paragraph on stderr and exit code 1, Ctrl-C is exit code 130."""
+  """Run a command. A UserError is one paragraph on stderr and exit code 1, Ctrl-C exit code 130."""
   try:
     main()
   except UserError as e:

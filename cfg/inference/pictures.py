@@ -1,21 +1,23 @@
 """Pictures of chosen classes at one guidance strength."""
 
+import csv
 import math
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
 
-from cfg.base import config as config_lib
 from cfg.base import files, images, sharding
 from cfg.base.errors import UserError, nearest
-from cfg.inference import generator
-from cfg.inference.network import open_trained
+from cfg.guidance import MAIN
+from cfg.inference import network, program
+from cfg.inference.generator import Generator
 from cfg.report import figures, table
 
 MOST_DEFAULT_CLASSES = 10
 
 
-def parse_strength(*, w, scale):
+def parse_strength(*, w: float | None, scale: float | None) -> float:
   """The paper's w from w or scale = 1 + w, whichever was given; w = 1 if neither.
 
   Raises:
@@ -34,7 +36,7 @@ def parse_strength(*, w, scale):
   return strength
 
 
-def parse_label(text, class_names):
+def parse_label(text: str, class_names: Sequence[str]) -> int:
   """The label of a class given by name or by number.
 
   Raises:
@@ -55,6 +57,26 @@ def parse_label(text, class_names):
   return label
 
 
+def parse_labels(labels: str | Sequence[str], class_names: Sequence[str]) -> list[int]:
+  """The labels of classes given by name or by number: a list, or text with commas between them.
+
+  Text that is a class's name is that class, commas and all; otherwise a name that has a comma is
+  written in doubled quotes, as in a CSV file.
+
+  Raises:
+    UserError: no such class, or quotes that do not end.
+  """
+  if isinstance(labels, str):
+    if labels.strip() in class_names:
+      return [parse_label(labels, class_names)]
+    try:
+      rows = list(csv.reader([labels], skipinitialspace=True, strict=True))
+    except csv.Error as e:
+      raise UserError(f"--label is {labels!r}: {e}. Write --label=NAME,NUMBER,...") from e
+    labels = [text for row in rows for text in row]
+  return [parse_label(text, class_names) for text in labels]
+
+
 def sample(config, *, mesh, workdir, labels, num, w, seed, ema=None, out=None):
   """Write `num` samples of each class as PNGs, a labelled grid and samples.json.
 
@@ -65,7 +87,7 @@ def sample(config, *, mesh, workdir, labels, num, w, seed, ema=None, out=None):
     config: the config the work directory was trained with.
     mesh: from sharding.make_mesh.
     workdir: of the trained model.
-    labels: class names or numbers; empty for the first ten classes.
+    labels: class names or numbers (see parse_labels); empty for the first ten classes.
     num: samples of each class.
     w: the paper's guidance strength.
     seed: of the noise.
@@ -79,23 +101,19 @@ def sample(config, *, mesh, workdir, labels, num, w, seed, ema=None, out=None):
     raise UserError(f"--num is {num}: give the number of samples of each class, at least 1.")
   if not 0 <= seed < 2**32:
     raise UserError(f"--seed is {seed}: it must lie between 0 and 2^32 - 1.")
-  config_lib.check_guidable(config, [w])
-  trained = open_trained(workdir, config=config, mesh=mesh, ema=ema)
-  names = trained.class_names
-  chosen = [parse_label(text, names) for text in labels] or list(
-    range(min(len(names), MOST_DEFAULT_CLASSES))
-  )
-  index, y = np.tile(np.arange(num), len(chosen)), np.repeat(chosen, num)
-  # at w = 0 the mix is the conditional branch: the other need not be computed
-  sampler = generator.Generator(
-    model=trained.model,
-    config=config,
-    image_shape=trained.image_shape,
+  program.check(config, [w])
+  networks = network.load_networks(config, workdir=workdir, mesh=mesh, ema=ema)
+  main = networks[MAIN]
+  names = main.class_names
+  chosen = parse_labels(labels, names) or list(range(min(len(names), MOST_DEFAULT_CLASSES)))
+  index = np.tile(np.arange(num), len(chosen))
+  y = np.repeat(chosen, num)
+  generator = Generator(
+    network.make_program(config, networks),
     mesh=mesh,
-    guided=w != 0,
     batch_size=sharding.round_up(mesh, min(len(y), config.sweep.batch_size)),
   )
-  pictures = sampler(trained.params, index=index, labels=y, w=w, seed=seed)
+  pictures = generator(network.parameters(networks), index=index, labels=y, w=w, seed=seed)
 
   out = (
     pathlib.Path(out)
@@ -103,6 +121,7 @@ def sample(config, *, mesh, workdir, labels, num, w, seed, ema=None, out=None):
     else pathlib.Path(workdir) / "samples" / f"{table.strength_name(w)}_seed{seed}"
   )
   out.mkdir(parents=True, exist_ok=True)
+  strength = program.strength_facts(generator.program.rule, w)
   rows = []
   for i, label, picture in zip(index, y, pictures):
     file = f"class{label:04d}_{i:05d}.png"
@@ -114,28 +133,23 @@ def sample(config, *, mesh, workdir, labels, num, w, seed, ema=None, out=None):
         "label": int(label),
         "class_name": names[label],
         "seed": seed,
-        "w": w,
-        "scale": 1 + w,
+        **strength,
       }
     )
   figures.write_grid(
     out / "grid.png",
-    pictures.reshape(len(chosen), num, *trained.image_shape),
+    pictures.reshape(len(chosen), num, *main.image_shape),
     row_names=figures.class_titles(names, chosen),
     column_names=[str(i) for i in range(num)],
     row_title="class",
     column_title=f"sample index; w = {w:g} (scale = {1 + w:g}), seed {seed}",
   )
+  calls = generator.nfe(w)
   about = {
-    "data": trained.data_name,
-    "sampler": config.sampler.name,
-    "num_steps": config.sampler.num_steps,
-    "var_interp": config.sampler.var_interp,
-    "clip_x": config.sampler.clip_x,
-    "nfe": sampler.nfe,
-    "ema": float(trained.ema),
-    "step": trained.step,
-    "checkpoint_hash": trained.checkpoint_hash,
+    **program.facts(config),
+    **network.facts(networks),
+    "nfe": sum(calls.values()),
+    **{f"{role}/nfe": rows for role, rows in calls.items()},
   }
   files.write_json(out / "samples.json", {"about": about, "samples": rows})
   return out

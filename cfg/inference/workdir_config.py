@@ -1,21 +1,24 @@
-"""The config of a work directory: what `python -m cfg.main --workdir=DIR` without --config loads, `workdir_config.py:DIR`."""
+"""The config of a work directory: `python -m cfg.main --workdir=DIR` without --config loads this file
+with the option DIR.
+"""
 
-import pathlib
+import ml_collections
 
 from cfg.base import checkpoint
 from cfg.base import config as config_lib
 from cfg.base.errors import UserError
+from cfg.base.paths import user_path
 from cfg.interop import weights
 
 
-def get_config(workdir):
+def get_config(workdir: str) -> ml_collections.ConfigDict:
   """The config that the network in `workdir` was made with; fields can be overridden as in any
   config.
 
   Raises:
     UserError: there is no network.
   """
-  workdir = pathlib.Path(workdir)
+  workdir = user_path(workdir, name="--workdir")
   meta = checkpoint.read_meta(workdir)
   if meta is None and (workdir / weights.NAME).is_file():
     meta = weights.read_meta(workdir / weights.NAME)

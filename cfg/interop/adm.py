@@ -12,6 +12,7 @@ import pathlib
 from cfg import schedules
 from cfg.base import progress
 from cfg.base.errors import UserError, run_command
+from cfg.base.paths import path_argument
 from cfg.interop import adm_weights, torch_file, weights
 from cfg.interop.adm_weights import LEGACY, NEW, Facts
 
@@ -255,8 +256,12 @@ def main(argv=None):
     description="Make a work directory of a checkpoint of openai/guided-diffusion (.pt). "
     "The published 64, 128, 256 and 512 networks need no options; others need all of them.",
   )
-  parser.add_argument("checkpoint", help="a .pt or .pth file; it is read without being executed")
-  parser.add_argument("workdir", help="made if it is not there")
+  parser.add_argument(
+    "checkpoint",
+    type=path_argument("CHECKPOINT"),
+    help="a .pt or .pth file; it is read without being executed",
+  )
+  parser.add_argument("workdir", type=path_argument("WORKDIR"), help="made if it is not there")
   parser.add_argument("--image_size", type=int, help="side of the training images")
   parser.add_argument("--num_heads", type=int, help="attention heads, where given by number")
   parser.add_argument(

@@ -20,6 +20,7 @@ import safetensors
 
 from cfg.base import files, progress, trees
 from cfg.base.errors import UserError, run_command
+from cfg.base.paths import path_argument
 from cfg.interop import arrays as arrays_lib
 from cfg.interop import inception_formats as formats
 from cfg.interop import weights
@@ -172,9 +173,10 @@ def main(argv=None):
     "--source, or of "
     f"{URL} ({BYTES / 1e6:.0f} MB, SHA-256 {SHA256}).",
   )
-  parser.add_argument("out", help="the .safetensors file to write")
+  parser.add_argument("out", type=path_argument("OUT"), help="the .safetensors file to write")
   parser.add_argument(
     "--source",
+    type=path_argument("--source"),
     help="classify_image_graph_def.pb of inception-2015-12-05.tgz, that .pth, or an .npz of folded "
     "arrays",
   )
