@@ -1,4 +1,4 @@
-"""How long work shows that it is under way: a bar on a terminal, plain lines elsewhere; without JAX."""
+"""Long work shows that it is under way: a bar on a terminal, plain lines elsewhere. No JAX here."""
 
 import logging
 import sys

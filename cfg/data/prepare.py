@@ -12,6 +12,7 @@ import json
 import logging
 import multiprocessing
 import os
+import sys
 
 import numpy as np
 import threadpoolctl
@@ -24,7 +25,7 @@ from cfg.data.preparing import inputs
 from cfg.data.preparing.parts import list_classes
 from cfg.data.recipes import RECIPES
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("cfg.data.prepare")  # also where it is __main__
 
 SHARD_SIZE = 2048
 PLAN = "plan.json"  # of a preparation that is not finished
@@ -313,4 +314,5 @@ def main(argv=None):
 
 if __name__ == "__main__":
   progress.to_stderr()
+  sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text
   run_command(main)

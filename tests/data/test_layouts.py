@@ -3,10 +3,13 @@
 import io
 import json
 import os
+import subprocess
+import sys
 import tarfile
 import zipfile
 
 import numpy as np
+import paths
 import pytest
 from PIL import Image
 
@@ -194,6 +197,7 @@ REFUSED = {
     pictures("train/cat/", "train/dog/", "val/0/", "val/1/"),
     "classes 0, 1",
   ),
+  "another class to validate": (pictures("train/cat/", "val/Cat/"), "classes Cat"),
   "nothing but tools' folders": (pictures("__MACOSX/cat/"), "no sub-folders with images"),
   "images beside their masks": (pictures("images/", "annotations/"), "images seems to hold"),
   "classes beside their masks": (
@@ -230,6 +234,37 @@ def test_the_classes_are_always_said(tmp_path, config, caplog, capsys):
   with caplog.at_level("INFO", "cfg"):
     sources.load(config.data)
   assert any("2 classes: cat, dog" in line for line in caplog.messages)
+
+
+@pytest.mark.parametrize(
+  "files, left_out",
+  [
+    ({**PLAIN, "logo.png": PNG}, {"logo.png"}),
+    ({**inside("pets", PLAIN), "logo.png": PNG}, {"logo.png"}),
+    ({**SPLIT, "logo.png": PNG, "train/all.png": PNG}, {"logo.png", "train/all.png"}),
+    ({**SPLIT, **pictures("test/")}, {"test/", "test/1.png", "test/2.png"}),
+    ({**SPLIT, **pictures("test/images/")}, {"test/"}),
+    (pictures("cat/train/", "cat/test/", "dog/train/", "dog/test/", "1.png"), {"1.png"}),
+  ],
+)
+def test_every_image_that_is_left_out_is_said(tmp_path, files, left_out):
+  """Beside the classes, the splits or what wraps them; or by the folder that it is in."""
+  given = inputs.open_input(write(tmp_path / "data", files, "zip"))
+  assert set(given.ignored) == left_out
+
+
+def test_names_that_are_no_text(tmp_path):
+  """A class whose name is not UTF-8 is prepared, and shown with escapes."""
+  path = write(tmp_path / "data", PLAIN, "folder")
+  os.rename(path / "dog", os.fsencode(path) + b"/ch\xe8vre")
+  command = [sys.executable, "-m", "cfg.data.prepare", str(path), str(tmp_path / "out")]
+  done = subprocess.run(
+    [*command, "--resolution=4", "--workers=1"], cwd=paths.ROOT, capture_output=True, text=True
+  )
+  assert done.returncode == 0, done.stderr
+  assert "2 classes: cat, ch\\udce8vre" in done.stdout
+  names = records.read_manifest(tmp_path / "out")["class_names"]
+  assert names == ["cat", os.fsdecode(b"ch\xe8vre")]
 
 
 def test_a_tool_s_folder_with_images_is_listed(tmp_path):

@@ -168,6 +168,8 @@ def test_a_killed_process_goes_on(pictures, tmp_path):
   assert (
     done.returncode == 0 and "4,500 images of 16x16 in 3 classes of 1,500 to 1,500" in done.stdout
   )
+  assert "images: train 4,500; 3 classes: 0, 1, 2" in done.stderr
+  assert "prepare 4500/4500 images (100%)" in done.stderr
   assert records.verify(tmp_path / "out") == []
 
 

@@ -1,5 +1,6 @@
 """Class folders: whose names are classes, and which of them are splits; or EDM's dataset.json."""
 
+import dataclasses
 from collections.abc import Mapping
 
 from cfg.base.errors import UserError
@@ -25,10 +26,31 @@ def read(tree: Tree) -> Input:
   Raises:
     UserError: no class folders, or some that may mean splits.
   """
-  tree = _unwrapped(tree)
-  splits = _splits(tree)
+  inner = _unwrapped(tree)
+  splits = _splits(inner)
   if dataset_json.NAME in splits["train"].places:
-    return dataset_json.read(splits)
+    given = dataset_json.read(splits)
+  else:
+    given = _read_folders(inner, splits)
+  return dataclasses.replace(given, ignored={**given.ignored, **_rest(tree, given)})
+
+
+def _rest(tree, given):
+  """{image: why} of those that are in no split, and of which nothing has been said."""
+  used = {part.title(i) for part in given.splits.values() for i in range(len(part))}
+  said = tuple(name for name in given.ignored if name.endswith("/"))
+  return {
+    name: "not in a class folder"
+    for name in tree.places
+    if decode.is_image(name)
+    and name not in used
+    and name not in given.ignored
+    and not name.startswith(said)
+  }
+
+
+def _read_folders(tree, splits):
+  """The Input of class folders in each of the splits of a Tree."""
   _refuse_other_labels(splits)
   listed = {}
   ignored = dict(tree.ignored)
@@ -43,14 +65,15 @@ def read(tree: Tree) -> Input:
     )
   for split in [split for split in listed if split != "train"]:
     strange = sorted(listed[split].keys() - set(folders))
-    if strange and len(listed[split]) > 1:
+    without_labels = len(listed[split]) == 1 and bool(strange) and layout.holds_any(strange[0])
+    if strange and not without_labels:
       raise UserError(
         f"the classes {', '.join(strange[:5])} in {splits[split].where!r} have no images to train "
         f"on: every split must have classes of {splits['train'].where!r}."
       )
     if strange or not listed[split]:
       ignored[splits[split].inside] = (
-        f"its folder {strange[0]} is no class of the training images"
+        f"its images have no labels, they are all in {strange[0]}"
         if strange
         else "no class folders with images"
       )
@@ -167,7 +190,7 @@ def _refuse_odd_classes(tree, classes):
         f"the images beside them away; if not, move theirs up into {name}/."
       )
   for name in classes:
-    if name.lower() in layout.CONTAINERS:
+    if layout.holds_any(name) and not layout.split_of(name):
       raise UserError(
         f"{tree.where!r} would have {list_classes(list(classes))}; but {name} seems to hold images "
         f"of all classes. Give a folder with one sub-folder of images per class, and nothing else "

@@ -5,6 +5,7 @@ an npz; and images without labels.
 import dataclasses
 import json
 import logging
+import os
 import pathlib
 from collections.abc import Callable, Mapping
 
@@ -26,7 +27,7 @@ IMAGES_WANTED = (
 )
 
 
-def open_input(path):
+def open_input(path: str | os.PathLike) -> Input:
   """The Input at `path`.
 
   Raises:
@@ -54,7 +55,7 @@ def warn_of(ignored: Mapping[str, str], root: pathlib.Path) -> None:
     log.warning("... and so are %d more", len(ignored) - MOST_SHOWN)
 
 
-def npz(path):
+def npz(path: pathlib.Path) -> Input:
   """Arrays `images` uint8 [N,H,W,3] and `labels` [N] of integers from 0, or `x_train`, `y_train`,
   and `x_val`, `y_val`, `x_test`, `y_test`; maybe `class_names`.
 
@@ -117,7 +118,7 @@ class Images:
   about: dict
 
 
-def open_images(path):
+def open_images(path: str | os.PathLike) -> Images:
   """The Images at `path`: an .npz with arr_0 uint8 [N,H,W,3]; a prepared data set's training split;
   a folder, zip or tar of images, sorted by name.
 

@@ -58,6 +58,11 @@ def split_of(folder: str) -> str | None:
   return SPLITS.get(word) or SPLITS.get(word.removesuffix("set"))
 
 
+def holds_any(folder: str) -> bool:
+  """Whether a folder's name says that it holds images of any class: images, test."""
+  return folder.lower() in CONTAINERS or split_of(folder) is not None
+
+
 def is_system(part: str) -> bool:
   """Whether a part of a path is a tool's own folder."""
   return part.lower() in SYSTEM_FOLDERS
