@@ -24,7 +24,7 @@ COLUMNS = {
   "nfe",
   "seed",
   "ema",
-  "extractor",
+  "judge/name",
   "checkpoint_hash",
 }
 # seconds of the job without the installation; the aim is 240, the bar 360 on a quiet machine, and

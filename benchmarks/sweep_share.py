@@ -8,6 +8,7 @@ sFID with their errors, scores, precision, recall and KID of 2,100 made-up sampl
 10 minutes on two CPU cores.
 """
 
+import functools
 import os
 import pathlib
 import statistics
@@ -26,7 +27,7 @@ STEPS, SAMPLES, BLOCKS = (16, 64), 2100, 5
 
 def inception_extractor():
   """The whole network with random weights."""
-  from cfg.base import config
+  from cfg.base import trees
   from cfg.features import inception
   from cfg.models import inception as inception_lib
 
@@ -35,7 +36,7 @@ def inception_extractor():
     name: rng.normal(size=shape, scale=0.05).astype(np.float32)
     for name, shape in inception_lib.layout().items()
   }
-  params = config.unflatten(flat, separator="/")
+  params = trees.unflatten(flat)
   return inception.make_extractor(
     params=params, info={"weights_sha256": "0" * 64, "complete": True}, published_only=True
   )
@@ -70,7 +71,7 @@ def seconds_of_batches(extractor, network, *, num_steps, folder):
         }
         if outputs:
           files.write_npz(pathlib.Path(folder) / "batch.npz", arrays)
-          cfg_statistics.SampleStatistics.of(extractor, arrays)
+          cfg_statistics.SampleStatistics.of(extractor.metrics, arrays)
       times[name] += [time.perf_counter() - start] if i else []
       print(
         f"T = {num_steps}, {'warm-up' if i == 0 else f'round {i}'}: {name} "
@@ -91,13 +92,14 @@ def seconds_of_numbers(extractor):
     output: rng.normal(size=(SAMPLES, dim)).astype(np.float32)
     for output, dim in extractor.dims.items()
   }
-  real = cfg_statistics.Accumulator(extractor, block_of=np.zeros(SAMPLES, int))
+  accumulate = functools.partial(cfg_statistics.Accumulator, extractor.metrics, dims=extractor.dims)
+  real = accumulate(block_of=np.zeros(SAMPLES, int))
   real.add(outputs())
   target = reference.of(real.blocks[0], about={}, sha256="")
-  sums = cfg_statistics.Accumulator(extractor, block_of=np.arange(SAMPLES) // (SAMPLES // BLOCKS))
+  sums = accumulate(block_of=np.arange(SAMPLES) // (SAMPLES // BLOCKS))
   sums.add(outputs())
   start = time.perf_counter()
-  summary.summarise(sums.blocks, extractor=extractor, train=target, heldout=target)
+  summary.summarise(sums.blocks, metrics=extractor.metrics, train=target, heldout=target)
   return time.perf_counter() - start
 
 

@@ -1,4 +1,5 @@
-"""python -m cfg.evaluate IMAGES --reference=REF --inception=WEIGHTS: FID and the rest of given images, with what made each number.
+"""python -m cfg.evaluate IMAGES --reference=REF --inception=WEIGHTS: FID and the rest of given
+images, with what made each number.
 
 IMAGES are an .npz with arr_0, a folder, a zip, what --mode=sample left, or a prepared data set. REF
 is statistics, ours (--make_reference) or ADM's or EDM's, or any images. Spaces that the weights, or
@@ -9,6 +10,7 @@ but cfg.main, whose config file needs absl's flags.
 import argparse
 import json
 import pathlib
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -16,232 +18,185 @@ import cfg
 from cfg.base import files, logs, runtime, sharding
 from cfg.base.errors import UserError, run_command
 from cfg.base.paths import path_argument
-from cfg.data.preparing import inputs
-from cfg.features import inception, placed, references
-from cfg.interop import inception as weights
+from cfg.features import inception, reference_files, references
+from cfg.features.placed import PlacedExtractor
+from cfg.features.references import Measured
 from cfg.metrics import reference, summary
+from cfg.metrics.metric import Metric, fact, roles
+from cfg.report import table
 
-# what rows must agree in to be set side by side
-COMPARABLE = (
-  "extractor_sha256",
-  "resize",
-  "reference_sha256",
-  "num_samples",
-  "num_blocks",
-  "allow_few",
-  "uint8",
-  "judge_sha256",
-  "judge_reference_sha256",
-  "heldout_sha256",
-)
+# facts that rows must agree in to be compared, besides those of each role
+DECIDING = ("strength", "num_samples", "num_blocks", "allow_few", "sweep.allow_few", "uint8")
+FEW_REMEDY = "Take more, or give --allow_few, for numbers that mean little"
 
 
 class Network:
   """The Inception network of a file, on a mesh."""
 
-  def __init__(self, path, *, mesh, batch_size):
-    params, info = weights.read(path)
+  def __init__(self, path, *, mesh, batch_size: int):
+    params, info = inception.read(path)
     self.extractor = inception.make_extractor(params=params, info=info)
-    self.placed, self.batch_size = placed.Placed(self.extractor, mesh), batch_size
-
-  def open_reference(self, path):
-    """real.open_reference."""
-    return references.open_reference(path, placed=self.placed, batch_size=self.batch_size)
+    self.placed = PlacedExtractor(self.extractor, mesh)
+    self.batch_size = batch_size
 
 
-def make_reference(path, *, network, out):
+def make_reference(path, *, network: Network, out) -> None:
   """Write the statistics of the images at `path` to the file `out`."""
-  images = inputs.open_images(path)
-  measured, digest = references.measure_images(
+  images = reference_files.open_images(path)
+  extractor = network.extractor
+  reference_files.check_count(
+    images.count, repr(str(path)), extractor=extractor, allow_few=True, remedy="Take more"
+  )
+  measured, digest = reference_files.measure_images(
     images, placed=network.placed, batch_size=network.batch_size
   )
-  info = network.extractor.info
   about = {
     "name": pathlib.Path(path).name,
     **images.about,
     "images_sha256": digest,
     "image_shape": list(images.read(0).shape),
-    "resize": info["resize"],
-    "extractor_sha256": info["weights_sha256"],
-    "extractor_file": info["file"],
+    "resize": extractor.info["resize"],
+    "extractor_sha256": extractor.info["weights_sha256"],
+    "extractor_file": extractor.info["file"],
     "cfg_version": cfg.__version__,
   }
   reference.write(out, reference.of(measured, about=about, sha256=""))
 
 
-def block_of(count, *, num_blocks, seed=0):
+def block_of(count: int, *, num_blocks: int, seed: int = 0) -> np.ndarray:
   """The block of each image: equal ones, drawn at random, since images come sorted by class often
   enough.
   """
   return np.random.default_rng(seed).permutation(count) % num_blocks
 
 
-def check(path, images, target, *, extractor, num_blocks, allow_few):
+def check_blocks(path, images, *, extractor, num_blocks: int, allow_few: bool) -> None:
   """Raise UserError if there are too few images, for blocks or for a covariance."""
   if not 2 <= num_blocks <= images.count:
     raise UserError(
       f"--num_blocks is {num_blocks}: it must be at least 2, and at most the {images.count} images "
       f"of {str(path)!r}."
     )
-  counts = {
-    "it": images.count,
-    "the reference": min(
-      (g.count for g in target.gaussians.values() if g.count is not None), default=images.count
-    ),
-  }
-  which = min(counts, key=counts.get)
-  few = {
-    name: least
-    for name, least in summary.too_few(counts[which], extractor).items()
-    if name in {extractor.frechet[o] for o in target.gaussians if o in extractor.frechet}
-  }
-  if few and not allow_few:
-    needs = ", ".join(f"{name} needs {least:,}" for name, least in few.items())
-    raise UserError(
-      f"{str(path)!r} cannot be measured: {which} has {counts[which]:,} images; {needs}: a "
-      f"covariance needs more images than features. Take more, or give --allow_few, for numbers "
-      f"that mean little."
-    )
-  least = min(
-    images.count - -(-images.count // num_blocks),
-    len(target.features) if target.features is not None else images.count,
+  reference_files.check_count(
+    images.count, repr(str(path)), extractor=extractor, allow_few=allow_few, remedy=FEW_REMEDY
   )
-  if extractor.pairwise is not None and least <= summary.NEIGHBOURS:
-    raise UserError(
-      f"{least} images are too few for precision and recall with {summary.NEIGHBOURS} neighbours: "
-      f"draw more."
-    )
+  without_largest = images.count - -(-images.count // num_blocks)
+  reference_files.check_count(
+    without_largest,
+    f"{str(path)!r}, without one of the {num_blocks} blocks that errors are made of,",
+    extractor=extractor,
+    allow_few=True,
+    remedy="Take more",
+  )
 
 
-def evaluate(path, target, *, network, num_blocks=5, allow_few=False, extrapolate=False):
-  """The row of the images at `path` against a reference.Reference: every number, its error, and
-  what made it.
+def evaluate(
+  path,
+  reference_path,
+  *,
+  network: Network,
+  num_blocks: int = 5,
+  allow_few: bool = False,
+  extrapolate: bool = False,
+) -> dict:
+  """The row of the images at `path` against those, or the statistics, at `reference_path`: every
+  number, its error, and what made it. Both are looked at before any image is measured.
 
   Raises:
-    UserError: as `check`.
+    UserError: one of them cannot be used, or has too few images.
   """
-  images, extractor = inputs.open_images(path), network.extractor
-  check(path, images, target, extractor=extractor, num_blocks=num_blocks, allow_few=allow_few)
+  extractor = network.extractor
+  images = reference_files.open_images(path)
+  source = reference_files.open_reference(reference_path, extractor=extractor)
+  check_blocks(path, images, extractor=extractor, num_blocks=num_blocks, allow_few=allow_few)
+  reference_files.check_reference(
+    source, reference_path, extractor=extractor, allow_few=allow_few, remedy=FEW_REMEDY
+  )
+  target = reference_files.measure_reference(
+    source,
+    name=pathlib.Path(reference_path).name,
+    placed=network.placed,
+    batch_size=network.batch_size,
+  )
   blocks, digest = network.placed.measure(
-    references.rows(images),
+    reference_files.rows(images),
     block_of=block_of(images.count, num_blocks=num_blocks),
     batch_size=network.batch_size,
     what=extractor.name,
   )
-  found = summary.summarise(
-    blocks, extractor=extractor, train=target, allow_few=allow_few, extrapolate=extrapolate
+  numbers = summary.summarise(
+    blocks, metrics=extractor.metrics, train=target, allow_few=allow_few, extrapolate=extrapolate
   )
   return {
     "images": str(path),
-    **found,
+    **numbers,
     "allow_few": allow_few,
     "images_sha256": digest,
     "image_shape": list(images.read(0).shape),
-    "resize": extractor.info["resize"],
     "uint8": "as given",
-    "extractor": extractor.name,
-    "extractor_sha256": extractor.info["weights_sha256"],
-    "extractor_complete": extractor.info["complete"],
-    "reference": target.about.get("name"),
+    **references.facts([Measured(extractor=extractor, train=target)]),
     "reference_about": target.about,
-    "reference_sha256": target.sha256,
     "sampled": images.about,
     "cfg_version": cfg.__version__,
+    "metrics": table.to_json(m for m in extractor.metrics if m.key in numbers),
   }
 
 
-def _number(value):
-  """10 characters: KID is a few thousandths, FID up to hundreds."""
-  return (
-    f"{'-':>10}"
-    if value is None
-    else f"{value:10.4f}"
-    if abs(value) >= 0.05 or value == 0
-    else f"{value:10.1e}"
-  )
-
-
-def table(row):
-  """The numbers of a row, aligned, and what they are."""
-  names = [name for name in row if f"{name}_err" in row]
-  width = max(map(len, names))
-  lines = [f"{'':{width}}  {'value':>10}  {'±':>10}"]
-  lines += [
-    f"{name:{width}}  {_number(row[name])}  {_number(row[f'{name}_err'])}" for name in names
-  ]
-  lines.append(
-    f"{row['num_samples']:,} images of {row['images']} against {row['reference']}, in the features "
-    f"of {row['extractor']}; ±: standard error, from {row['num_blocks']} blocks."
-  )
-  if not row["extractor_complete"]:
-    lines.append(
-      "The weights are not complete: fid_768 and frechet_1280 are Fréchet distances in earlier "
-      "layers, not FID, and cannot be set beside it."
-    )
-  if row["allow_few"]:
-    lines.append("--allow_few: a Fréchet distance of no more images than features means little.")
-  return "\n".join(lines)
-
-
-def compare(first, second):
+def compare(first: str, second: str) -> str:
   """The numbers of two rows, or of two sweeps strength by strength, side by side, as text.
 
   Raises:
     UserError: they are not comparable.
   """
-  ours, theirs = (_read_rows(path) for path in (first, second))
-  if not (both := [w for w in ours if w in theirs]):
+  ours, metrics = _read_rows(first)
+  theirs, their_metrics = _read_rows(second)
+  strengths = [w for w in ours if w in theirs]
+  if not strengths:
     raise UserError(
       f"{first!r} and {second!r} cannot be compared: they have no strength in common, or one is a "
       f"sweep and the other is not."
     )
+  facts = [
+    deciding_facts(rows[strengths[0]], [*metrics, *their_metrics]) for rows in (ours, theirs)
+  ]
   differ = [
-    f"{name} is {ours[w].get(name)!r} and {theirs[w].get(name)!r}"
-    for w in both[:1]
-    for name in COMPARABLE
-    if ours[w].get(name) != theirs[w].get(name)
+    f"{name} is {value!r} and {facts[1][name]!r}"
+    for name, value in facts[0].items()
+    if value != facts[1][name]
   ]
   if differ:
     raise UserError(f"{first!r} and {second!r} cannot be compared: {'; '.join(differ)}.")
-  names = [
-    name for name in ours[both[0]] if f"{name}_err" in ours[both[0]] and name in theirs[both[0]]
-  ]
-  width = max(map(len, names))
-  lines = []
-  for w in both:
-    lines.append(
-      f"{'' if w is None else f'w = {w:g} (scale = {1 + w:g})':{width}}  {'first':>10}  "
-      f"{'second':>10}  {'difference':>10}"
-    )
-    lines += [
-      f"{name:{width}}  " + "  ".join(map(_number, _pair(ours[w][name], theirs[w][name])))
-      for name in names
-    ]
-  return "\n".join(lines)
+  common = [metric for metric in metrics if metric in their_metrics]
+  return "\n".join(table.difference_table(ours[w], theirs[w], common) for w in strengths)
 
 
-def _pair(a, b):
-  return a, b, None if a is None or b is None else b - a
+def deciding_facts(row: Mapping, metrics: Sequence[Metric]) -> dict:
+  """What a row must share with another to be compared with it: how its numbers were measured, and
+  in what. What made the images may differ.
+  """
+  by_role = [fact(role, name) for role in roles(metrics) for name in references.DECIDING]
+  return {name: row.get(name) for name in (*DECIDING, *by_role)}
 
 
 def _read_rows(path):
-  """{None: the row of cfg.evaluate}, or {w: row} of a sweep."""
+  """({None: the row of cfg.evaluate}, or {w: row} of a sweep; their metrics)."""
   try:
     content = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
-    rows = {row["w"]: row for row in content["rows"]} if "rows" in content else {None: content}
-    if len(rows) < len(content.get("rows", rows)):
-      raise UserError(
-        f"{path!r} has several rows of one strength, of different samplers or averages: compare "
-        f"sweeps of one."
-      )
-    for row in rows.values():
-      row["extractor_sha256"], row["num_samples"]
-    return rows
+    metrics = table.from_json(content["metrics"])
+    if "rows" not in content:
+      return {None: content}, metrics
+    rows = {row["w"]: row for row in content["rows"]}
   except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
     raise UserError(
       f"{path!r} is no row of python -m cfg.evaluate, nor a sweep.json ({e}): give what --out or a "
       f"sweep wrote."
     ) from e
+  if len(rows) < len(content["rows"]):
+    raise UserError(
+      f"{path!r} has several rows of one strength, of different samplers or averages: compare "
+      f"sweeps of one."
+    )
+  return rows, metrics
 
 
 def main(argv=None):
@@ -327,14 +282,12 @@ def main(argv=None):
   network = Network(options.inception, mesh=mesh, batch_size=batch_size)
   if options.make_reference:
     make_reference(options.images, network=network, out=options.out)
-    print(
-      f"{options.out}: statistics of {options.images} in {', '.join(network.extractor.frechet)}"
-    )
+    spaces = ", ".join(network.extractor.outputs("frechet"))
+    print(f"{options.out}: statistics of {options.images} in {spaces}")
     return
-  target = network.open_reference(options.reference)
   row = evaluate(
     options.images,
-    target,
+    options.reference,
     network=network,
     num_blocks=options.num_blocks,
     allow_few=options.allow_few,
@@ -342,7 +295,7 @@ def main(argv=None):
   )
   if options.out:
     files.write_json(pathlib.Path(options.out), row)
-  print(table(row))
+  print(table.image_table(row))
 
 
 if __name__ == "__main__":

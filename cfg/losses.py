@@ -3,13 +3,16 @@
 P is Ho & Salimans 2022 (arXiv 2207.12598).
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
 from cfg import diffusion, guidance
+from cfg.guidance import Array, EpsFn
 
 
-def eps_error(*, eps_fn, x, eps, logsnr, y):
+def eps_error(*, eps_fn: EpsFn, x: Array, eps: Array, logsnr: Array, y: Array) -> Array:
   """mean over pixels and channels of (eps_fn(alpha x + sigma eps, lambda, y) - eps)^2 (P equation
   1).
 
@@ -23,7 +26,16 @@ def eps_error(*, eps_fn, x, eps, logsnr, y):
   return jnp.mean(jnp.square(eps_hat - eps), axis=tuple(range(1, x.ndim)))
 
 
-def classifier_free_loss(*, eps_fn, keys, x, y, logsnr_fn, p_uncond, null_label):
+def classifier_free_loss(
+  *,
+  eps_fn: EpsFn,
+  keys: Array,
+  x: Array,
+  y: Array,
+  logsnr_fn: Callable[[Array], Array],
+  p_uncond: float,
+  null_label: int,
+) -> tuple[Array, Array]:
   """Per-example loss of P's algorithm 1: drop labels, draw lambda and eps, match eps.
 
   Everything random about an example comes from its own key, so devices, hosts

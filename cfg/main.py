@@ -93,8 +93,8 @@ def export(run):
   out = out_path() or run.workdir / "weights.safetensors"
   exported = network.export(run.workdir, out, ema=EMA.value)
   print(
-    f"{out}: the EMA of decay {exported.ema} at step {exported.step}, hash "
-    f"{exported.checkpoint_hash[:12]}"
+    f"{out}: the EMA of decay {exported.ema_decay:g} at step {exported.step}, hash "
+    f"{exported.weights_sha256[:12]}"
   )
 
 

@@ -1,92 +1,301 @@
 """Algorithm 2 and its relatives: one lax.scan over a grid of log-SNRs.
 
-P is Ho & Salimans 2022 (arXiv 2207.12598). The integrator speaks only to an
-`eps_fn`; it does not know that guidance exists.
+P is Ho & Salimans 2022 (arXiv 2207.12598). A sampler sees a `denoise` function and knows nothing
+of guidance or networks. A new one is one function here and its line in SAMPLERS; the names of its
+arguments are fields of the config's section `sampler`. `t` is the level at hand, `s` the next,
+cleaner one.
 """
 
-import functools
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from cfg import diffusion
+from cfg.diffusion import expand
+from cfg.guidance import Array, EpsFn, Memory, Rule
 
 
-def ancestral_step(*, z, x_hat, logsnr_t, logsnr_s, noise, var_interp):
-  """z_s ~ N( mu~_{s|t}(z_t, x_hat), (sigma~^2_{s|t})^(1-v) (sigma^2_{t|s})^v ) (P algorithm 2, line
-  4).
+class Estimate(NamedTuple):
+  """What one look at z says.
+
+  Attributes:
+    x: [B,H,W,C], the clean image: guided, then limited.
+    eps: [B,H,W,C], the noise that the next level is drawn with: the one that belongs to x, unless
+      the rule gave another.
+    aux: {name: [B]}, of the rule.
   """
-  mean = diffusion.posterior_mean(z_t=z, x=x_hat, logsnr_t=logsnr_t, logsnr_s=logsnr_s)
-  logvar = diffusion.posterior_logvar(logsnr_t=logsnr_t, logsnr_s=logsnr_s, var_interp=var_interp)
-  return mean + jnp.exp(0.5 * logvar) * noise
+
+  x: Array
+  eps: Array
+  aux: Mapping[str, Array]
 
 
-def ddim_step(*, z, x_hat, logsnr_t, logsnr_s, noise):
-  """z_s = alpha_s x_hat + sigma_s eps_hat, eps_hat = (z_t - alpha_t x_hat) / sigma_t.
+# (z, logsnr scalar, the rule's memory) -> (Estimate, the rule's memory)
+Denoise = Callable[[Array, Array, Memory], tuple[Estimate, Memory]]
+Limit = Callable[[Array], Array]
 
-  DDIM with eta = 0 (Song et al. 2021, arXiv 2010.02502, equation 12), as arXiv
-  2202.00512 equation 8 writes it. eps_hat follows x_hat, clipped or not.
+
+class Sampler(NamedTuple):
+  """How one level becomes the next.
+
+  Attributes:
+    init: z_1 -> memory, () for samplers that remember nothing.
+    step: (denoise, z, memory, rule_memory, *, logsnr_t, logsnr_s, noise, last) ->
+      (z_s, x_hat, memory, rule_memory, aux). `noise` is standard normal, of z's shape. `last` is
+      true at the grid's end, where only x_hat is kept: a second call of denoise must be skipped.
+    levels: (logsnr_t, logsnr_s, or None at the end) -> the levels at which it calls denoise.
+    reads_eps: whether Estimate.eps decides the step, as rules that set it need.
   """
-  del noise
-  eps_hat = diffusion.eps_from_x(z=z, x=x_hat, logsnr=logsnr_t)
-  return diffusion.q_sample(x=x_hat, eps=eps_hat, logsnr=logsnr_s)
+
+  init: Callable[[Array], Memory]
+  step: Callable[..., tuple[Array, Array, Memory, Memory, Mapping[str, Array]]]
+  levels: Callable[[float, float | None], tuple[float, ...]]
+  reads_eps: bool
 
 
-def make_step(*, sampler, var_interp):
-  """The transition z_t -> z_s by name: "ancestral" (with the paper's v) or "ddim".
+def ancestral(*, var_interp: float) -> Sampler:
+  """z_s ~ N( mu~_{s|t}(z_t, x_hat), (sigma~^2_{s|t})^(1-v) (sigma^2_{t|s})^v ).
+
+  P algorithm 2, line 4.
+
+  Args:
+    var_interp: the paper's v in [0, 1]: 0.3 at 64x64, 0.2 at 128x128.
 
   Raises:
-    ValueError: any other name, or v outside [0, 1].
+    ValueError: v is not.
   """
   if not 0 <= var_interp <= 1:
     raise ValueError(f"var_interp is the paper's v in [0, 1], got {var_interp}")
-  steps = {"ancestral": functools.partial(ancestral_step, var_interp=var_interp), "ddim": ddim_step}
-  if sampler not in steps:
-    raise ValueError(f"unknown sampler {sampler!r}: choose one of {sorted(steps)}")
-  return steps[sampler]
+
+  def step(denoise, z, memory, rule_memory, *, logsnr_t, logsnr_s, noise, last):
+    del last
+    estimate, rule_memory = denoise(z, logsnr_t, rule_memory)
+    levels = dict(logsnr_t=logsnr_t, logsnr_s=logsnr_s)
+    mean = diffusion.posterior_mean(z_t=z, x=estimate.x, **levels)
+    logvar = diffusion.posterior_logvar(**levels, var_interp=var_interp)
+    z = mean + jnp.exp(0.5 * logvar) * noise
+    return z, estimate.x, memory, rule_memory, estimate.aux
+
+  return Sampler(_nothing, step, _one_level, reads_eps=False)
 
 
-def sample_keys(*, key, index):
+def ddim() -> Sampler:
+  """z_s = alpha_s x_hat + sigma_s eps_hat.
+
+  DDIM with eta = 0 (Song et al. 2021, arXiv 2010.02502, equation 12), as arXiv
+  2202.00512 equation 8 writes it. eps_hat follows x_hat, limited or not.
+  """
+
+  def step(denoise, z, memory, rule_memory, *, logsnr_t, logsnr_s, noise, last):
+    del noise, last
+    estimate, rule_memory = denoise(z, logsnr_t, rule_memory)
+    z = diffusion.q_sample(x=estimate.x, eps=estimate.eps, logsnr=logsnr_s)
+    return z, estimate.x, memory, rule_memory, estimate.aux
+
+  return Sampler(_nothing, step, _one_level, reads_eps=True)
+
+
+def heun() -> Sampler:
+  """z_s = z'_s + alpha_s (s_s - s_t) (eps'_s - eps_t) / 2, z'_s being DDIM's and s = sigma / alpha.
+
+  The trapezoid rule for d(z / alpha) / ds = eps (Karras et al. 2022, arXiv 2206.00364, algorithm
+  1), of second order. eps'_s is measured at z'_s, in a second call; of the two calls the first's
+  memory of the rule is kept. At the grid's end there is one call.
+  """
+
+  def step(denoise, z, memory, rule_memory, *, logsnr_t, logsnr_s, noise, last):
+    del noise
+    estimate, after = denoise(z, logsnr_t, rule_memory)
+    euler = diffusion.q_sample(x=estimate.x, eps=estimate.eps, logsnr=logsnr_s)
+    # alpha_s (s_s - s_t), without cancellation
+    width = -diffusion.sigma(logsnr_s) * jnp.expm1(0.5 * (logsnr_s - logsnr_t))
+
+    def corrected(z):
+      second, _ = denoise(z, logsnr_s, rule_memory)
+      return z + 0.5 * width * (second.eps - estimate.eps)
+
+    z = jax.lax.cond(last, lambda z: z, corrected, euler)
+    return z, estimate.x, memory, after, estimate.aux
+
+  two_levels = lambda logsnr_t, logsnr_s: (logsnr_t,) if logsnr_s is None else (logsnr_t, logsnr_s)
+  return Sampler(_nothing, step, two_levels, reads_eps=True)
+
+
+class _Before(NamedTuple):
+  """Memory of the multistep solver: the last step's x_hat, its length in log(alpha / sigma)."""
+
+  x: Array
+  h: Array
+
+
+def dpm_solver_pp_2m() -> Sampler:
+  """z_s = (sigma_s / sigma_t) z_t - alpha_s (e^-h - 1) D, D = (1 + c) x_t - c x_before.
+
+  c = h / (2 h_before). DPM-Solver++(2M), Lu et al. 2022 (arXiv 2211.01095, algorithm 2): second
+  order from one call a step. h is the step in log(alpha / sigma), half of that in log-SNR. The
+  first step has c = 0.
+  """
+
+  def init(z):
+    return _Before(x=jnp.zeros_like(z), h=jnp.float32(np.inf))
+
+  def step(denoise, z, before, rule_memory, *, logsnr_t, logsnr_s, noise, last):
+    del noise, last
+    estimate, rule_memory = denoise(z, logsnr_t, rule_memory)
+    h = 0.5 * (logsnr_s - logsnr_t)
+    weight = h / (2 * before.h)
+    x = (1 + weight) * estimate.x - weight * before.x
+    log_ratio = 0.5 * (jax.nn.log_sigmoid(-logsnr_s) - jax.nn.log_sigmoid(-logsnr_t))
+    z = jnp.exp(log_ratio) * z - diffusion.alpha(logsnr_s) * jnp.expm1(-h) * x
+    return z, estimate.x, _Before(estimate.x, h), rule_memory, estimate.aux
+
+  return Sampler(init, step, _one_level, reads_eps=False)
+
+
+def _nothing(z: Array) -> Memory:
+  """The memory of a sampler that remembers nothing."""
+  del z
+  return ()
+
+
+def _one_level(logsnr_t: float, logsnr_s: float | None) -> tuple[float, ...]:
+  """One call of denoise, at the level at hand."""
+  del logsnr_s
+  return (logsnr_t,)
+
+
+SAMPLERS: dict[str, Callable[..., Sampler]] = {
+  "ancestral": ancestral,
+  "ddim": ddim,
+  "heun": heun,
+  "dpm_solver_pp_2m": dpm_solver_pp_2m,
+}
+
+
+def no_limit() -> Limit:
+  """x_hat as it is. P does not mention a limit."""
+  return lambda x: x
+
+
+def clip() -> Limit:
+  """x_hat cut to [-1, 1], after the mix: right for images."""
+  return lambda x: jnp.clip(x, -1.0, 1.0)
+
+
+def dynamic_threshold(*, limit_percentile: float, limit_max: float | None = None) -> Limit:
+  """x_hat cut to [-q, q] and divided by q, q = the percentile of |x_hat| of a sample, at least 1.
+
+  Imagen's (Saharia et al. 2022, arXiv 2205.11487, section 2.3).
+
+  Args:
+    limit_percentile: share of the pixels' magnitudes below q, in (0, 1].
+    limit_max: the largest q, at least 1, or None; 1 is `clip`.
+
+  Raises:
+    ValueError: one is not.
+  """
+  if not 0 < limit_percentile <= 1:
+    raise ValueError(f"limit_percentile is {limit_percentile}: it must be a share in (0, 1]")
+  if limit_max is not None and limit_max < 1:
+    raise ValueError(f"limit_max is {limit_max}: it must be at least 1")
+
+  def limit(x):
+    magnitudes = jnp.abs(x).reshape(x.shape[0], -1)
+    q = expand(jnp.clip(jnp.quantile(magnitudes, limit_percentile, axis=1), 1.0, limit_max), x)
+    return jnp.clip(x, -q, q) / q
+
+  return limit
+
+
+LIMITS: dict[str, Callable[..., Limit]] = {
+  "none": no_limit,
+  "clip": clip,
+  "dynamic": dynamic_threshold,
+}
+
+# of each sample's key, what rules draw; noise has 0, 1, ..., T
+RULE_STREAM = 2**32 - 1
+
+
+def sample_keys(*, key: Array, index: Array) -> Array:
   """[B] keys, one a sample: fold_in(key, i). Sample i is the same in any batch, on any device."""
   return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, index)
 
 
-def sample(*, eps_fn, step_fn, keys, y, logsnr, image_shape, clip_x):
-  """P's algorithm 2: z_1 ~ N(0, I); T calls of eps_fn, T - 1 transitions; returns x_hat at
-  lambda_T.
+def sample(
+  *,
+  networks: Mapping[str, EpsFn],
+  rule: Rule,
+  sampler: Sampler,
+  limit: Limit,
+  keys: Array,
+  y: Array,
+  w: Array | float,
+  logsnr: Array,
+  image_shape: tuple[int, ...],
+) -> tuple[Array, Mapping[str, Array]]:
+  """P's algorithm 2: z_1 ~ N(0, I), a step from each level to the next, x_hat at the last.
 
   Args:
-    eps_fn: (z [B,H,W,C], logsnr [B], y [B]) -> eps_hat; guided already, where wanted.
-    step_fn: (z, x_hat, logsnr_t, logsnr_s, noise) -> z_s, by keyword.
+    networks: {role: eps_fn}, those of the rule.
+    rule: what the networks say together, one of guidance.RULES.
+    sampler: how a level becomes the next, one of SAMPLERS.
+    limit: what becomes of x_hat after the mix, one of LIMITS.
     keys: [B] typed PRNG keys; all noise of sample i comes from keys[i].
     y: [B] int32 labels.
+    w: the strength, a scalar or [B].
     logsnr: [T] increasing, from schedules.sampling_grid.
     image_shape: (H, W, C).
-    clip_x: clip x_hat to [-1, 1], after the mix. P does not mention it; right for images.
 
   Returns:
-    x [B,H,W,C] f32.
+    x [B,H,W,C] f32, and {name: [T,B]} of what the rule measured on the way.
   """
   num_steps = logsnr.shape[0]
+  rule_keys = jax.vmap(lambda key: jax.random.fold_in(key, RULE_STREAM))(keys)
 
   def noise(i):
     draw = lambda key: jax.random.normal(jax.random.fold_in(key, i), image_shape)
     return jax.vmap(draw)(keys)
 
   def body(carry, inputs):
-    z, _ = carry
-    i, logsnr_t, logsnr_s = inputs
-    eps_hat = eps_fn(z, jnp.full(z.shape[:1], logsnr_t), y)
-    x_hat = diffusion.x_from_eps(z=z, eps=eps_hat, logsnr=logsnr_t)
-    if clip_x:
-      x_hat = jnp.clip(x_hat, -1.0, 1.0)
-    z = step_fn(z=z, x_hat=x_hat, logsnr_t=logsnr_t, logsnr_s=logsnr_s, noise=noise(i))
-    return (z, x_hat), None
+    z, _, memory, rule_memory = carry
+    i, logsnr_t, logsnr_s, last = inputs
+    step_keys = jax.vmap(lambda key: jax.random.fold_in(key, i))(rule_keys)
+    denoise = make_denoise(rule.apply(networks, w=w, y=y, keys=step_keys), limit=limit)
+    *carry, aux = sampler.step(
+      denoise,
+      z,
+      memory,
+      rule_memory,
+      logsnr_t=logsnr_t,
+      logsnr_s=logsnr_s,
+      noise=noise(i),
+      last=last,
+    )
+    return tuple(carry), aux
 
   logsnr = jnp.asarray(logsnr, jnp.float32)
   # The scan's last transition has no target: it steps anywhere, and only x_hat is kept.
-  # That keeps all T calls of the network in one loop, compiled once.
+  # That keeps all calls of the networks in one loop, compiled once.
   logsnr_s = jnp.append(logsnr[1:], logsnr[-1] + 1.0)
+  steps = jnp.arange(1, num_steps + 1)
   z = noise(0)
-  (_, x_hat), _ = jax.lax.scan(body, (z, z), (jnp.arange(1, num_steps + 1), logsnr, logsnr_s))
-  return x_hat
+  start = (z, z, sampler.init(z), rule.init(z, y))
+  (_, x_hat, _, _), aux = jax.lax.scan(body, start, (steps, logsnr, logsnr_s, steps == num_steps))
+  return x_hat, aux
+
+
+def make_denoise(guided, *, limit: Limit) -> Denoise:
+  """The Denoise of an applied rule: x_hat = limit((z - sigma eps) / alpha), and its noise."""
+
+  def denoise(z, logsnr, rule_memory):
+    guess, rule_memory = guided(z, logsnr, rule_memory)
+    x = limit(diffusion.x_from_eps(z=z, eps=guess.eps, logsnr=logsnr))
+    own = guess.renoise is None
+    eps = diffusion.eps_from_x(z=z, x=x, logsnr=logsnr) if own else guess.renoise
+    return Estimate(x, eps, guess.aux), rule_memory
+
+  return denoise

@@ -6,12 +6,14 @@ lambda = log(alpha^2 / sigma^2).
 
 import functools
 import math
+from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 
-def cosine_logsnr(u, *, logsnr_min=-20.0, logsnr_max=20.0, xp=jnp):
+def cosine_logsnr(u, *, logsnr_min: float = -20.0, logsnr_max: float = 20.0, xp=jnp):
   """lambda(u) = -2 log tan(a u + b), b = arctan(exp(-lambda_max/2)), a = arctan(exp(-lambda_min/2))
   - b.
 
@@ -39,27 +41,76 @@ def cosine_logsnr(u, *, logsnr_min=-20.0, logsnr_max=20.0, xp=jnp):
   return xp.where(clean, -2.0, 2.0) * xp.log(xp.tan(angle))
 
 
-def sampling_grid(*, num_steps, logsnr_min=-20.0, logsnr_max=20.0):
-  """lambda_1 = lambda_min < ... < lambda_T = lambda_max, at T uniformly spaced u from 1 to 0.
+def grid_in_u(*, num_steps: int, logsnr_min: float, logsnr_max: float) -> np.ndarray:
+  """lambda(u) at T uniformly spaced u from 1 to 0: the grid of P's algorithm 2."""
+  return cosine_logsnr(
+    np.linspace(1.0, 0.0, num_steps), logsnr_min=logsnr_min, logsnr_max=logsnr_max, xp=np
+  )
 
-  The grid of P's algorithm 2, both ends included; spacing 1 / (T - 1) in u.
-  (The authors' related code makes N calls at u = (i + 1) / N instead and never
-  calls the network at lambda_max.)
+
+def grid_in_logsnr(*, num_steps: int, logsnr_min: float, logsnr_max: float) -> np.ndarray:
+  """T uniformly spaced lambda: equal steps for solvers in log(alpha / sigma) (arXiv 2206.00927)."""
+  return np.linspace(logsnr_min, logsnr_max, num_steps)
+
+
+def grid_edm(*, num_steps: int, logsnr_min: float, logsnr_max: float, rho: float) -> np.ndarray:
+  """s_i = (s_max^(1/rho) + i/(T-1) (s_min^(1/rho) - s_max^(1/rho)))^rho, s = exp(-lambda/2).
+
+  Karras et al. 2022 (arXiv 2206.00364, equation 5), who take rho = 7; s is their sigma.
+  """
+  high, low = math.exp(-logsnr_min / (2 * rho)), math.exp(-logsnr_max / (2 * rho))
+  return -2 * rho * np.log(np.linspace(high, low, num_steps))
+
+
+SPACINGS: dict[str, Callable[..., np.ndarray]] = {
+  "u": grid_in_u,
+  "logsnr": grid_in_logsnr,
+  "edm": grid_edm,
+}
+
+
+def sampling_grid(
+  *,
+  num_steps: int,
+  logsnr_min: float = -20.0,
+  logsnr_max: float = 20.0,
+  spacing: str = "u",
+  rho: float = 7.0,
+) -> np.ndarray:
+  """lambda_1 = lambda_min < ... < lambda_T = lambda_max: the levels at which networks are called.
+
+  Both ends are included. (The authors' related code makes N calls at u = (i + 1) / N instead and
+  never calls the network at lambda_max.)
+
+  Args:
+    num_steps: T.
+    logsnr_min: the first level.
+    logsnr_max: the last.
+    spacing: one of SPACINGS; "u" is the paper's.
+    rho: of "edm".
 
   Returns:
     float64 numpy [num_steps], increasing.
 
   Raises:
-    ValueError: num_steps < 2.
+    ValueError: num_steps < 2, an unknown spacing, ends that are not in order, or rho <= 0.
   """
   if num_steps < 2:
     raise ValueError(f"num_steps must be at least 2 (both ends of the grid), got {num_steps}")
-  u = np.linspace(1.0, 0.0, num_steps)
-  return cosine_logsnr(u, logsnr_min=logsnr_min, logsnr_max=logsnr_max, xp=np)
+  if spacing not in SPACINGS:
+    raise ValueError(f"unknown spacing {spacing!r}: choose one of {sorted(SPACINGS)}")
+  if not logsnr_min < logsnr_max:
+    raise ValueError(f"logsnr_min must be below logsnr_max, got {logsnr_min} and {logsnr_max}")
+  if not rho > 0:
+    raise ValueError(f"rho must be above 0, got {rho}")
+  more = {"rho": rho} if spacing == "edm" else {}
+  return SPACINGS[spacing](
+    num_steps=num_steps, logsnr_min=logsnr_min, logsnr_max=logsnr_max, **more
+  )
 
 
 @functools.cache
-def discrete_logsnr(name, num_timesteps=1000):
+def discrete_logsnr(name: str, num_timesteps: int = 1000) -> np.ndarray:
   """lambda_t = log(abar_t / (1 - abar_t)), abar_t = prod_{i<=t} (1 - beta_i): the levels of a
   discrete model.
 
@@ -86,7 +137,7 @@ def discrete_logsnr(name, num_timesteps=1000):
   return table
 
 
-def discrete_time(logsnr, *, table):
+def discrete_time(logsnr: jax.Array, *, table: np.ndarray) -> jax.Array:
   """The step t, fractional, at which a discrete model has this log-SNR: the inverse of
   `discrete_logsnr`.
 

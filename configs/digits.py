@@ -100,8 +100,41 @@ def get_config():
   # along this run alone
   config.watch = section(dict(every_steps=0, w=(0.0,), num_samples=1000))  # 0 steps: never
 
-  # "ancestral" (the paper's, with its v) or "ddim"; T = num_steps
-  config.sampler = section(dict(name="ancestral", num_steps=32, var_interp=0.3, clip_x=True))
+  # what the networks say together (cfg.guidance.RULES)
+  config.guidance = section(
+    dict(
+      # "classifier_free": the paper's; "conditional": none; "second_network": `guide` in place of
+      # the null label (autoguidance); "cfg_plus_plus": w is its lambda; "projected"
+      rule="classifier_free",
+      guide="",  # work directory or weights file of the second network
+      guide_ema=config_dict.placeholder(float),  # which average of it, by decay; None: the first
+      # guided at these log-SNRs alone, one branch elsewhere; None: no end
+      logsnr_min=config_dict.placeholder(float),
+      logsnr_max=config_dict.placeholder(float),
+      # of "projected"
+      momentum=0.0,
+      norm_limit=config_dict.placeholder(float),  # None: none
+      parallel=1.0,
+    )
+  )
+
+  config.sampler = section(
+    dict(
+      # "ancestral" (the paper's, with its v), "ddim", "heun" or "dpm_solver_pp_2m"
+      # (cfg.sampling.SAMPLERS)
+      name="ancestral",
+      num_steps=32,  # T, levels at which the networks are called
+      var_interp=0.3,  # v of "ancestral"
+      limit="clip",  # of x_hat after the mix: "none", "clip" to [-1, 1], or "dynamic"
+      limit_percentile=0.995,  # of "dynamic"
+      limit_max=config_dict.placeholder(float),  # of "dynamic"; None: none
+      spacing="u",  # of the T levels: uniform in "u" (the paper's) or in "logsnr", or "edm"
+      rho=7.0,  # of "edm"
+      # ends of the grid; None: the schedule's
+      logsnr_min=config_dict.placeholder(float),
+      logsnr_max=config_dict.placeholder(float),
+    )
+  )
 
   config.sweep = section(
     dict(

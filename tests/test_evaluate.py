@@ -1,4 +1,6 @@
-"""python -m cfg.evaluate: numbers that are their formulas, whatever the file, the batch and the devices, and that say what they are."""
+"""python -m cfg.evaluate: numbers that are their formulas, whatever the file, the batch and the
+devices, and that say what they are.
+"""
 
 import json
 import zipfile
@@ -12,9 +14,13 @@ from cfg import evaluate
 from cfg.base import files
 from cfg.base.errors import UserError
 from cfg.data.preparing import inputs
-from cfg.features import inception, placed
+from cfg.features import inception
+from cfg.features.placed import PlacedExtractor
+from cfg.interop import inception as weights
 from cfg.metrics import pairwise, reference, scores, statistics
+from cfg.metrics.metric import Metric
 from cfg.models import inception as inception_lib
+from cfg.report import table
 
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, (90, 6, 6, 3), np.uint8)
@@ -50,7 +56,7 @@ def network(monkeypatch, mesh1):
 
   def make(outputs=tuple(DIMS), *, batch_size=32, mesh=mesh1, sha="ab" * 32):
     monkeypatch.setattr(
-      evaluate.weights,
+      weights,
       "read",
       lambda path: (
         {},
@@ -77,10 +83,13 @@ def places(tmp_path):
   return tmp_path
 
 
+def names(kind):
+  """{output: key} of Inception's metrics of a kind."""
+  return {metric.output: metric.key for metric in inception.METRICS if metric.kind == kind}
+
+
 def run(places, net, images="a.npz", real="real.npz", **options):
-  return evaluate.evaluate(
-    places / images, net.open_reference(places / real), network=net, **options
-  )
+  return evaluate.evaluate(places / images, places / real, network=net, **options)
 
 
 def test_numbers_are_their_formulas(network, places):
@@ -89,7 +98,7 @@ def test_numbers_are_their_formulas(network, places):
   """
   row = run(places, network())
   ours, theirs = outputs_of(PIXELS), outputs_of(REAL)
-  for space, name in inception.FRECHET.items():
+  for space, name in names("frechet").items():
     distance = lambda rows, space=space: scores.frechet_distance(
       statistics.Gaussian.of(ours[space][rows]), statistics.Gaussian.of(theirs[space])
     )
@@ -99,7 +108,7 @@ def test_numbers_are_their_formulas(network, places):
     assert row[f"{name}_err"] == pytest.approx(
       scores.standard_error([distance(blocks == b) for b in range(5)]), rel=1e-3
     )
-  for output, name in inception.SCORES.items():
+  for output, name in names("score").items():
     probs = np.exp(ours[output]) / np.exp(ours[output]).sum(axis=1, keepdims=True)
     assert row[name] == pytest.approx(
       scores.inception_score(statistics.ClassEntropy.of(probs)), rel=1e-5
@@ -135,7 +144,7 @@ def test_batches_devices_and_files_change_nothing(network, places, mesh8):
 def test_a_set_against_itself(network, places):
   """Fréchet distances below 1e-6, precision and recall 1, KID below its error or zero."""
   row = run(places, network(), real="a.npz")
-  assert all(abs(row[name]) < 1e-6 for name in inception.FRECHET.values()) and (
+  assert all(abs(row[name]) < 1e-6 for name in names("frechet").values()) and (
     row["precision"],
     row["recall"],
   ) == (1, 1)
@@ -143,7 +152,7 @@ def test_a_set_against_itself(network, places):
 
 
 def test_partial_weights_never_say_fid(network, places):
-  """Without pool_3 the distances have names of their own, and the table says that they are not FID."""
+  """Without pool_3 the distances have names of their own, and the table says that none is FID."""
   row = run(places, network(PARTIAL))
   assert {
     "fid_768",
@@ -155,9 +164,9 @@ def test_partial_weights_never_say_fid(network, places):
   } <= row.keys()
   assert (
     not {"fid", "inception_score", "precision", "kid"} & row.keys()
-    and not row["extractor_complete"]
+    and not row["inception/complete"]
   )
-  assert "not FID" in evaluate.table(row) and "not FID" not in evaluate.table(
+  assert "not FID" in table.image_table(row) and "not FID" not in table.image_table(
     run(places, network())
   )
 
@@ -207,17 +216,29 @@ def test_too_few_images_are_refused_unless_asked_for(network, places):
   and the row says so.
   """
   np.savez(places / "few.npz", arr_0=PIXELS[:5])
-  target = network().open_reference(places / "real.npz")
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(placed.Placed, "measure", None)  # it is said before the network is run
+    patch.setattr(PlacedExtractor, "measure", None)  # it is said before the network is run
     with pytest.raises(
-      UserError, match="it has 5 images; fid needs 7, sfid needs 6: .*--allow_few"
+      UserError,
+      match=r"5 images of '.*few.npz' are too few: .*fid \(6\), .*sfid \(5\).*--allow_few",
     ):
-      evaluate.evaluate(places / "few.npz", target, network=network(), num_blocks=5)
+      run(places, network(), images="few.npz", num_blocks=5)
+    with pytest.raises(
+      UserError, match=r"5 images of the reference '.*few.npz' are too .*fid \(6\)"
+    ):
+      run(places, network(), real="few.npz")
+    np.savez(places / "four.npz", arr_0=PIXELS[:4])
+    with pytest.raises(
+      UserError, match="3 images of '.*', without one of the 4 blocks.*at least 4"
+    ):
+      run(places, network(), images="four.npz", num_blocks=4, allow_few=True)
+    np.savez(places / "one.npz", arr_0=PIXELS[:1])
+    with pytest.raises(UserError, match="1 images of the reference .*at least 4"):
+      run(places, network(), real="one.npz", allow_few=True)
+    with pytest.raises(UserError, match="1 images of .*one.npz.*at least 4"):
+      evaluate.make_reference(places / "one.npz", network=network(), out=places / "r.npz")
   row = run(places, network(), images="few.npz", num_blocks=5, allow_few=True)
-  assert row["allow_few"] and row["fid"] > 0 and "means little" in evaluate.table(row)
-  with pytest.raises(UserError, match="the reference has 5 images; fid needs 7"):
-    run(places, network(), real="few.npz")
+  assert row["allow_few"] and row["fid"] > 0 and "means little" in table.image_table(row)
   np.savez(places / "nine.npz", arr_0=PIXELS[:9])
   assert (
     run(places, network(), images="nine.npz", num_blocks=3)["fid_err"] > 0
@@ -253,6 +274,35 @@ def test_what_cannot_be_used_is_said(network, places):
   for name in ("cut.npz", "single.npz"):
     with pytest.raises(UserError, match=f"{name}.*no whole .npz"):
       run(places, network(), real=name)
+
+
+def test_both_inputs_are_looked_at_before_any_is_measured(network, places, monkeypatch):
+  """What is not there is "not found"; what is of another kind is named, with what is needed."""
+  monkeypatch.setattr(PlacedExtractor, "measure", lambda *_, **__: pytest.fail("it was measured"))
+  mean = np.zeros(6)
+  cov = np.eye(6)
+  np.save(places / "array.npy", PIXELS)
+  (places / "object.pkl").write_bytes(b"\x80\x04N.")
+  np.savez(places / "named.npz", ref_mu=mean, ref_sigma=cov)
+  np.savez(places / "short.npz", m=mean, s=cov)
+  np.savez(places / "nan.npz", mu=mean, sigma=np.full((6, 6), np.nan))
+  np.savez(places / "infinite.npz", mu=np.full(6, np.inf), sigma=cov)
+  np.savez(places / "deep.npz", mu=mean, sigma=cov)
+  no_images = "is no set of images: give an .npz with arr_0"
+  for names, words in (
+    ({"images": "nowhere"}, "nowhere' was not found"),
+    ({"real": "nowhere.npz"}, "nowhere.npz' was not found"),
+    ({"images": "array.npy"}, f"array.npy' {no_images}"),
+    ({"real": "object.pkl"}, f"object.pkl' {no_images}"),
+    ({"real": "named.npz"}, "named.npz' has ref_mu, ref_sigma: .*must .*have mu and sigma"),
+    ({"real": "short.npz"}, "short.npz' has m, s: .*must .*have mu and sigma"),
+    ({"real": "nan.npz"}, "covariance of the reference .*nan.npz' in pool_3 has NaN"),
+    ({"real": "infinite.npz"}, "mean of the reference .*infinite.npz' in pool_3 has infinite"),
+  ):
+    with pytest.raises(UserError, match=words):
+      run(places, network(), **names)
+  with pytest.raises(UserError, match=r"weights \(stand-in\) have no pool_3, which is all that"):
+    run(places, network(PARTIAL), real="deep.npz")
 
 
 def test_a_sample_run_is_known(network, places):
@@ -307,8 +357,8 @@ def test_only_comparable_rows_are_compared(network, places):
   for name, row in rows.items():
     files.write_json(places / f"{name}.json", row)
   text = evaluate.compare(str(places / "a.json"), str(places / "b.json"))
-  assert "fid " in text and " 0.0000" in text and "precision" in text
-  for name, word in (("self", "reference_sha256"), ("blocks", "num_blocks is 5 and 3")):
+  assert "FID  " in text and " 0.000" in text and "precision" in text
+  for name, word in (("self", "inception/train_sha256"), ("blocks", "num_blocks is 5 and 3")):
     with pytest.raises(UserError, match=f"cannot be compared: .*{word}"):
       evaluate.compare(str(places / "a.json"), str(places / f"{name}.json"))
   (places / "none.json").write_text(json.dumps({"fid": 1}))
@@ -320,43 +370,39 @@ def test_sweeps_are_compared_strength_by_strength(tmp_path):
   """Strengths that both have, with the differences; another judge, several rows of a strength, no
   common strength: refused with the reason.
   """
-  row = dict(
-    w=0.0,
-    fid=2.0,
-    fid_err=0.1,
-    fid_heldout=None,
-    fid_heldout_err=None,
-    extractor_sha256="a",
-    num_samples=10,
-    judge_sha256="b",
-  )
+  fid = Metric("fid", "FID", "pool_3", "frechet", role="inception")
+  metrics = table.to_json([fid, fid.heldout()])
+  row = {
+    "w": 0.0,
+    "fid": 2.0,
+    "fid_err": 0.1,
+    "fid_heldout": None,
+    "fid_heldout_err": None,
+    "num_samples": 10,
+    "inception/sha256": "a",
+  }
 
   def sweep(name, *rows):
-    files.write_json(tmp_path / name, {"rows": list(rows)})
+    files.write_json(tmp_path / name, {"metrics": metrics, "rows": list(rows)})
     return str(tmp_path / name)
 
   first = sweep("a.json", row, {**row, "w": 0.3, "fid": 1.5}, {**row, "w": 4.0})
-  text = evaluate.compare(
-    first, sweep("b.json", {**row, "w": 0.3, "fid": 1.75}, {**row, "fid": 2.5})
-  ).splitlines()
-  assert (
-    len(text) == 6
-    and text[0].startswith("w = 0 (scale = 1)")
-    and text[3].startswith("w = 0.3 (scale = 1.3)")
-  )
-  assert (
-    text[1].split() == ["fid", "2.0000", "2.5000", "0.5000"]
-    and text[4].split() == ["fid", "1.5000", "1.7500", "0.2500"]
-    and text[2].split()[1:] == ["-"] * 3
-  )
+  second = sweep("b.json", {**row, "w": 0.3, "fid": 1.75}, {**row, "fid": 2.5})
+  lines = [line.split() for line in evaluate.compare(first, second).splitlines()]
+  assert len(lines) == 6
+  assert lines[0] == ["w", "=", "0", "(scale", "=", "1)", "first", "second", "difference"]
+  assert lines[1] == ["FID", "2.000", "2.500", "0.500"]
+  assert lines[2] == ["FID", "held-out", "-", "-", "-"]
+  assert lines[3][2:6] == ["0.3", "(scale", "=", "1.3)"]
+  assert lines[4] == ["FID", "1.500", "1.750", "0.250"]
   for rows, word in (
-    ([{**row, "judge_sha256": "c"}], "judge_sha256 is 'b' and 'c'"),
+    ([{**row, "inception/sha256": "c"}], "inception/sha256 is 'a' and 'c'"),
     ([row, row], "several rows of one strength"),
     ([{**row, "w": 9.0}], "no strength in common"),
   ):
     with pytest.raises(UserError, match=word):
       evaluate.compare(first, sweep("c.json", *rows))
-  files.write_json(tmp_path / "row.json", row)
+  files.write_json(tmp_path / "row.json", {**row, "metrics": metrics})
   with pytest.raises(UserError, match="no strength in common"):
     evaluate.compare(first, str(tmp_path / "row.json"))
 
@@ -379,7 +425,7 @@ def test_the_command_line(network, places, monkeypatch, capsys):
   )
   row = json.loads((places / "row.json").read_text())
   said = capsys.readouterr().out
-  assert f"{row['fid']:.4f}" in said and "90 images" in said and row["fid_infinity"] < row["fid"]
+  assert f"{row['fid']:.3f}" in said and "90 images" in said and row["fid_infinity"] < row["fid"]
   with pytest.raises(UserError, match="its folder is not there"):
     evaluate.main(
       [at("real.npz"), "--make_reference", "--inception=w", f"--out={at('no/ref.npz')}"]
@@ -390,18 +436,6 @@ def test_the_command_line(network, places, monkeypatch, capsys):
   ):
     with pytest.raises(UserError, match=f"give {words}"):
       evaluate.main(missing)
-
-
-def test_numbers_in_tables():
-  """Small ones keep two digits; what is not there is a dash; all have one width."""
-  assert [evaluate._number(v).strip() for v in (123.45678, 0.05, -0.00123, 0.0, None)] == [
-    "123.4568",
-    "0.0500",
-    "-1.2e-03",
-    "0.0000",
-    "-",
-  ]
-  assert {len(evaluate._number(v)) for v in (123.4, -0.001, None)} == {10}
 
 
 def test_softmax_of_large_logits():

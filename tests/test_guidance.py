@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cfg import diffusion, guidance, sampling
+from cfg import diffusion, guidance, sampling, schedules
 from cfg.base import sharding
+from cfg.inference import program
 
 NULL = 2
 
@@ -63,20 +64,41 @@ def test_the_same_rows_are_dropped_on_any_mesh(mesh1, mesh8):
   np.testing.assert_array_equal(dropped(mesh8, 4096, 0.2), one)
 
 
-def test_one_call_is_two_calls():
-  """The interleaved call gives the mix of a conditional and an unconditional call, row by row."""
+def apply(rule, networks, *, z, logsnr, y, w, memory=None, keys=None):
+  """(Guided, memory) of a rule at one level."""
+  memory = rule.init(z, y) if memory is None else memory
+  if not isinstance(networks, dict):
+    networks = {guidance.MAIN: networks}
+  return rule.apply(networks, w=w, y=y, keys=keys)(z, jnp.float32(logsnr), memory)
 
-  def eps_fn(z, logsnr, y):
-    assert z.shape[0] == logsnr.shape[0] == y.shape[0]
-    return jnp.sin(z * 3 + diffusion.expand(logsnr, z)) + 10.0 * diffusion.expand(
-      y.astype(jnp.float32), z
-    )
 
-  z = jax.random.normal(jax.random.key(4), (3, 2, 2, 1))
-  logsnr, y = jnp.float32([-1.0, 0.0, 2.0]), jnp.int32([0, 1, 0])
-  got = guidance.classifier_free(eps_fn, w=1.7, null_label=NULL)(z, logsnr, y)
-  want = 2.7 * eps_fn(z, logsnr, y) - 1.7 * eps_fn(z, logsnr, jnp.full_like(y, NULL))
-  np.testing.assert_allclose(got, want, atol=1e-4)
+def wave_eps(z, logsnr, y):
+  """A network that depends on every input."""
+  assert z.shape[0] == logsnr.shape[0] == y.shape[0]
+  level, label = diffusion.expand(logsnr, z), diffusion.expand(y.astype(jnp.float32), z)
+  return jnp.sin(z * 3 + level) + 10.0 * label
+
+
+Z = jax.random.normal(jax.random.key(4), (3, 2, 2, 1))
+Y = jnp.int32([0, 1, 0])
+PLAIN = guidance.classifier_free(null_label=NULL)
+
+
+def two_calls(level):
+  """(eps_cond, eps_uncond) of two separate calls."""
+  logsnr = jnp.full(3, level)
+  return wave_eps(Z, logsnr, Y), wave_eps(Z, logsnr, jnp.full_like(Y, NULL))
+
+
+@pytest.mark.parametrize("w", [1.7, np.float32([0.0, 1.7, -0.5])])
+def test_one_call_is_two_calls(w):
+  """The interleaved call mixes two calls, with one w or one for each sample."""
+  got, _ = apply(PLAIN, wave_eps, z=Z, logsnr=-1.0, y=Y, w=w)
+  cond, uncond = two_calls(-1.0)
+  column = np.broadcast_to(w, 3)[:, None, None, None]
+  np.testing.assert_allclose(got.eps, (1 + column) * cond - column * uncond, atol=1e-4)
+  gap = np.sum(np.square(cond - uncond), axis=(1, 2, 3))
+  np.testing.assert_allclose(got.aux["gap"], gap, rtol=1e-5)
 
 
 MEANS = jnp.array([[-1.0, 0.3], [0.8, -0.5]])
@@ -121,7 +143,204 @@ def test_guided_eps_is_the_tilted_score(w):
   y = jnp.arange(8, dtype=jnp.int32) % 2
   for level in (-4.0, -1.0, 0.0, 2.0, 4.0):
     logsnr = jnp.full((8,), level)
-    got = guidance.classifier_free(exact_eps, w=w, null_label=NULL)(z, logsnr, y)
+    got = apply(PLAIN, exact_eps, z=z, logsnr=level, y=y, w=w)[0].eps
     grad = jax.vmap(jax.grad(tilted))(z.reshape(8, 2), logsnr, y)
     want = -diffusion.sigma(jnp.float32(level)) * grad
     np.testing.assert_allclose(got.reshape(8, 2), want, atol=2e-4, rtol=1e-4)
+
+
+RULES = {
+  "classifier_free": PLAIN,
+  "conditional": guidance.conditional(),
+  "second_network": guidance.second_network(role="guide"),
+  "cfg_plus_plus": guidance.cfg_plus_plus(null_label=NULL),
+  "projected": guidance.projected(null_label=NULL, momentum=-0.5, norm_limit=2.0, parallel=0.0),
+  "interval": guidance.interval(PLAIN, logsnr_min=-2.0, logsnr_max=3.0),
+}
+
+
+def test_every_rule_is_tested_here():
+  """The table of rules and the one of this file agree."""
+  assert RULES.keys() - {"interval"} == guidance.RULES.keys()
+
+
+def quiet_eps(z, logsnr, y):
+  """A second network, of another function."""
+  return jnp.tanh(z) * diffusion.expand(logsnr, z) + 0.1 * diffusion.expand(
+    y.astype(jnp.float32), z
+  )
+
+
+NETWORKS = {guidance.MAIN: wave_eps, "guide": quiet_eps}
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_the_unguided_form_is_the_rule_at_zero(name):
+  """At w = 0 a rule gives its unguided form's estimate; CFG++, whose zero is not that, has none."""
+  rule = RULES[name]
+  if rule.unguided is None:
+    assert name in ("conditional", "cfg_plus_plus")
+    return
+  got, _ = apply(rule, NETWORKS, z=Z, logsnr=0.5, y=Y, w=0.0)
+  plain, _ = apply(rule.unguided, NETWORKS, z=Z, logsnr=0.5, y=Y, w=0.0)
+  np.testing.assert_allclose(got.eps, plain.eps, atol=1e-5)
+  assert sum(rule.unguided.calls(0.5).values()) == 1
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_rule_treats_each_sample_alone(name):
+  """A sample's estimate is the same in another batch, whatever the strengths of the others."""
+  w = np.float32([0.5, 2.0, 1.0])
+  got, _ = apply(RULES[name], NETWORKS, z=Z, logsnr=0.5, y=Y, w=w)
+  alone, _ = apply(RULES[name], NETWORKS, z=Z[1:2], logsnr=0.5, y=Y[1:2], w=2.0)
+  np.testing.assert_allclose(got.eps[1:2], alone.eps, atol=1e-5)
+
+
+def run(rule, networks, *, w, sampler=None, num_steps=12, y=Y, limit=None, **grid):
+  """2x2 samples of 3 keys through a whole grid, and what was measured."""
+  keys = sampling.sample_keys(key=jax.random.key(2), index=jnp.arange(len(y), dtype=jnp.uint32))
+  return sampling.sample(
+    networks=networks if isinstance(networks, dict) else {guidance.MAIN: networks},
+    rule=rule,
+    sampler=sampler or sampling.ddim(),
+    limit=limit or sampling.no_limit(),
+    keys=keys,
+    y=y,
+    w=w,
+    logsnr=schedules.sampling_grid(num_steps=num_steps, **grid),
+    image_shape=(1, 1, 2),
+  )
+
+
+def counting(networks, counts):
+  """The networks, with a host callback that adds up the rows that each is called with."""
+
+  def count(role, eps_fn):
+    def counted(z, logsnr, y):
+      add = lambda rows: counts.__setitem__(role, counts.get(role, 0) + int(rows))
+      jax.debug.callback(add, jnp.float32(z.shape[0]))
+      return eps_fn(z, logsnr, y)
+
+    return counted
+
+  return {role: count(role, eps_fn) for role, eps_fn in networks.items()}
+
+
+@pytest.mark.parametrize("sampler", [sampling.ddim(), sampling.heun()], ids=["ddim", "heun"])
+@pytest.mark.parametrize("name", RULES)
+def test_calls_are_what_a_callback_counts(name, sampler):
+  """nfe, from the rule's calls at the sampler's levels, is what the host sees, skips included."""
+  counts, num_steps = {}, 9
+  run(RULES[name], counting(NETWORKS, counts), w=1.5, sampler=sampler, num_steps=num_steps)
+  jax.effects_barrier()
+  grid = np.float32(schedules.sampling_grid(num_steps=num_steps))
+  drawn = program.Program(RULES[name], sampler, grid, sampling.no_limit(), (1, 1, 2), {})
+  assert {role: rows / len(Y) for role, rows in counts.items()} == program.nfe(drawn)
+
+
+def test_an_interval_guides_inside_alone():
+  """Plain guidance where low <= logsnr < high, the conditional model elsewhere; no ends, plain."""
+  rule = RULES["interval"]
+  for level, inside in ((-2.1, False), (-2.0, True), (2.9, True), (3.0, False)):
+    got, _ = apply(rule, wave_eps, z=Z, logsnr=level, y=Y, w=2.0)
+    want, _ = apply(PLAIN if inside else rule.unguided, wave_eps, z=Z, logsnr=level, y=Y, w=2.0)
+    np.testing.assert_allclose(got.eps, want.eps, atol=1e-5)
+    assert np.all(np.asarray(got.aux["gap"]) > 0) == inside
+    assert rule.calls(level) == {guidance.MAIN: 2 if inside else 1}
+  everywhere = guidance.interval(PLAIN, logsnr_min=None, logsnr_max=None)
+  plain, _ = run(PLAIN, exact_eps, w=1.0)
+  np.testing.assert_allclose(run(everywhere, exact_eps, w=1.0)[0], plain, atol=1e-5)
+  assert everywhere.calls(20.0) == {guidance.MAIN: 2}
+  for wrong in (guidance.conditional(), RULES["cfg_plus_plus"]):
+    with pytest.raises(ValueError, match="no unguided form"):
+      guidance.interval(wrong, logsnr_min=0.0, logsnr_max=None)
+  with pytest.raises(ValueError, match="empty"):
+    guidance.interval(PLAIN, logsnr_min=1.0, logsnr_max=1.0)
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.3, 0.8])
+def test_cfg_plus_plus_is_ddim_of_another_strength_at_each_step(strength):
+  """A DDIM step with lambda is one of w = lambda / (1 - e^(-(l'-l)/2)) - 1, unclipped."""
+  grid = np.float32(schedules.sampling_grid(num_steps=9, logsnr_min=-6.0, logsnr_max=6.0))
+  z = jax.random.normal(jax.random.key(7), (3, 1, 1, 2))
+  for t, s in zip(grid[:-1], grid[1:]):
+    plain = ddim_step(PLAIN, strength / -np.expm1(-(s - t) / 2) - 1, z, t, s)
+    z = ddim_step(RULES["cfg_plus_plus"], strength, z, t, s)
+    np.testing.assert_allclose(z, plain, atol=2e-5)
+  assert RULES["cfg_plus_plus"].strength == "lambda"
+
+
+def ddim_step(rule, w, z, t, s):
+  """One DDIM step of a rule on the exact mixture, unclipped."""
+  guided = rule.apply({guidance.MAIN: exact_eps}, w=w, y=Y, keys=None)
+  denoise = sampling.make_denoise(guided, limit=sampling.no_limit())
+  levels = dict(logsnr_t=jnp.float32(t), logsnr_s=jnp.float32(s), noise=None, last=False)
+  return sampling.ddim().step(denoise, z, (), (), **levels)[0]
+
+
+def test_a_second_network_takes_the_place_of_the_null_label():
+  """Guided by the unconditional model as a network of its own, samples are the null label's."""
+  unconditional = lambda z, logsnr, y: exact_eps(z, logsnr, jnp.full_like(y, NULL))
+  two, _ = run(RULES["second_network"], {guidance.MAIN: exact_eps, "guide": unconditional}, w=1.5)
+  np.testing.assert_allclose(two, run(PLAIN, exact_eps, w=1.5)[0], atol=1e-4)
+
+
+def test_projection_is_plain_guidance_at_its_neutral_setting():
+  """No momentum, no limit, the whole parallel part: classifier-free guidance, through a grid."""
+  neutral = guidance.projected(null_label=NULL)
+  plain, _ = run(PLAIN, exact_eps, w=2.0)
+  np.testing.assert_allclose(run(neutral, exact_eps, w=2.0)[0], plain, atol=2e-3)
+
+
+def test_projection_leaves_out_the_parallel_part_and_keeps_momentum():
+  """The update of x_hat is orthogonal to x_cond, at most w times the limit, and remembers."""
+  rule = guidance.projected(null_label=NULL, momentum=-0.5, norm_limit=0.3, parallel=0.0)
+  x_of = lambda eps: diffusion.x_from_eps(z=Z, eps=eps, logsnr=0.5)
+  cond, uncond = two_calls(0.5)
+  got, memory = apply(rule, wave_eps, z=Z, logsnr=0.5, y=Y, w=2.0)
+  update = np.asarray(x_of(got.eps) - x_of(cond)).reshape(3, -1)
+  across = np.sum(update * np.asarray(x_of(cond)).reshape(3, -1), axis=1)
+  np.testing.assert_allclose(across, 0, atol=1e-4)
+  norms = np.linalg.norm(update, axis=1)
+  assert np.all(norms <= 2 * 0.3 + 1e-4) and norms.max() > 0.01
+  gap = x_of(cond) - x_of(uncond)
+  np.testing.assert_allclose(memory, gap, rtol=1e-4, atol=1e-5)
+  _, memory = apply(rule, wave_eps, z=Z, logsnr=0.5, y=Y, w=2.0, memory=memory)
+  np.testing.assert_allclose(memory, 0.5 * gap, rtol=1e-4, atol=1e-5)
+
+
+def test_of_heuns_two_calls_the_first_keeps_the_rules_memory():
+  """A rule that counts its calls counts one a step, and both calls of a step see the same count."""
+  levels = []
+
+  def apply_count(networks, *, w, y, keys):
+    def guided(z, logsnr, memory):
+      jax.debug.callback(lambda n, level: levels.append((int(n), float(level))), memory, logsnr)
+      eps = networks[guidance.MAIN](z, jnp.full(z.shape[:1], logsnr), y)
+      return guidance.Guided(eps, aux={"calls": jnp.full(z.shape[:1], memory)}), memory + 1
+
+    return guided
+
+  rule = guidance.Rule(lambda z, y: jnp.int32(0), apply_count, lambda logsnr: {guidance.MAIN: 1})
+  _, aux = run(rule, exact_eps, w=0.0, sampler=sampling.heun(), num_steps=4)
+  jax.effects_barrier()
+  np.testing.assert_array_equal(aux["calls"], np.arange(4)[:, None] * np.ones((1, 3)))
+  assert sorted(n for n, _ in levels) == [0, 0, 1, 1, 2, 2, 3]
+
+
+def test_rules_that_draw_have_keys_of_the_sample_and_the_step():
+  """What a rule draws differs from step to step and sample to sample, not with the batch."""
+
+  def apply_draw(networks, *, w, y, keys):
+    def guided(z, logsnr, memory):
+      drawn = jax.vmap(jax.random.uniform)(keys)
+      return guidance.Guided(jnp.zeros_like(z), aux={"drawn": drawn}), memory
+
+    return guided
+
+  rule = guidance.Rule(lambda z, y: (), apply_draw, lambda logsnr: {})
+  _, aux = run(rule, {}, w=0.0, num_steps=5)
+  drawn = np.asarray(aux["drawn"])
+  assert drawn.shape == (5, 3) and len(np.unique(drawn)) == 15
+  _, aux = run(rule, {}, w=0.0, num_steps=5, y=Y[:2])
+  np.testing.assert_array_equal(aux["drawn"], drawn[:, :2])

@@ -20,11 +20,14 @@ ROOMS = (
 )
 # the modules of a room, those that import first; modules on one line know nothing of each other
 INSIDE = {
-  "sweep": "run; strength",
+  "sweep": "run; strength; provenance variant",
   "training": "loop; watch; dry_run; step; state",
-  "inference": "pictures workdir_config; generator network",
-  "report": "table; figures",
-  "features": "references; select; placed; inception judge cifar_resnet; extractor",
+  "inference": "pictures workdir_config; generator network; program",
+  "report": "page; table figures",
+  "features": (
+    "references; reference_files select; judge_files; placed; inception judge cifar_resnet; "
+    "extractor"
+  ),
   "interop": (
     "adm inception; cifar_resnet inception_formats; adm_weights weights; torch_file graph_def; "
     "arrays"
@@ -32,7 +35,7 @@ INSIDE = {
   "models": "unet classifier; backbone; layers; inception judge cifar_resnet",
   "data": "prepare pipeline; sources; tfds; preparing; records recipes decode",
   "data.preparing": "inputs; cifar10 imagenet; trees; parts",
-  "metrics": "summary reference; scores pairwise; statistics",
+  "metrics": "summary reference; scores pairwise; statistics; metric",
   "base": (
     "cli config; checkpoint images sharding logs pickles fields; files trees runtime optim flops "
     "paths; errors"

@@ -1,19 +1,14 @@
 """Algorithm 2 with exact Gaussian denoisers, and what a sample may depend on."""
 
 import functools
-import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.integrate
 
 from cfg import diffusion, guidance, sampling, schedules
-from cfg.base import sharding
-from cfg.base.errors import UserError
-from cfg.features.extractor import Extractor
-from cfg.inference import generator as generate
-from cfg.models import unet
 
 NULL = 1
 MU_C, S_C, MU_U, S_U = 0.6, 0.5, -0.2, 0.9
@@ -61,22 +56,25 @@ def recursion(num_steps, v, w):
 
 
 @functools.partial(jax.jit, static_argnames=("num_steps", "sampler"))
-def draw(v, w, *, num_steps, sampler="ancestral"):
+def draw(w, *, num_steps, sampler):
   """COUNT scalar samples as 1x1 images."""
-  step = {
-    "ancestral": functools.partial(sampling.ancestral_step, var_interp=v),
-    "ddim": sampling.ddim_step,
-  }[sampler]
   keys = sampling.sample_keys(key=jax.random.key(0), index=jnp.arange(COUNT, dtype=jnp.uint32))
-  return sampling.sample(
-    eps_fn=guidance.classifier_free(gaussian_eps, w=w, null_label=NULL),
-    step_fn=step,
+  x, _ = sampling.sample(
+    networks={guidance.MAIN: gaussian_eps},
+    rule=guidance.classifier_free(null_label=NULL),
+    sampler=sampler,
+    limit=sampling.no_limit(),
     keys=keys,
     y=jnp.zeros(COUNT, jnp.int32),
+    w=w,
     logsnr=schedules.sampling_grid(num_steps=num_steps),
     image_shape=(1, 1, 1),
-    clip_x=False,
-  ).reshape(-1)
+  )
+  return x.reshape(-1)
+
+
+ANCESTRAL = {v: sampling.ancestral(var_interp=v) for v in (0.0, 0.3, 1.0)}
+DDIM = sampling.ddim()
 
 
 @pytest.mark.parametrize("w", [0.0, 0.5, 2.0])
@@ -84,7 +82,7 @@ def draw(v, w, *, num_steps, sampler="ancestral"):
 @pytest.mark.parametrize("num_steps", [16, 256])
 def test_ancestral_follows_the_linear_recursion(num_steps, v, w):
   """Mean and variance are those of the recursion at that T, v and w, within 4 standard errors."""
-  x = np.asarray(draw(v, w, num_steps=num_steps), np.float64)
+  x = np.asarray(draw(w, num_steps=num_steps, sampler=ANCESTRAL[v]), np.float64)
   mean, var = recursion(num_steps, v, w)
   assert abs(x.mean() - mean) < 4 * np.sqrt(var / COUNT)
   assert abs(x.var(ddof=1) - var) < 4 * var * np.sqrt(2 / (COUNT - 1))
@@ -93,7 +91,7 @@ def test_ancestral_follows_the_linear_recursion(num_steps, v, w):
 @pytest.mark.parametrize("w", [0.0, 2.0])
 def test_ddim_is_the_deterministic_map(w):
   """Each DDIM sample is the float64 recursion from its own initial noise."""
-  x = np.asarray(draw(0.0, w, num_steps=16, sampler="ddim"))
+  x = np.asarray(draw(w, num_steps=16, sampler=DDIM))
   keys = sampling.sample_keys(key=jax.random.key(0), index=jnp.arange(COUNT, dtype=jnp.uint32))
   z = np.asarray(
     jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, 0), ()))(keys), np.float64
@@ -112,182 +110,177 @@ def test_w_zero_reaches_the_data():
   """Unguided with many steps, the variance approaches the data's (at finite T it is below or
   above).
   """
-  x = np.asarray(draw(0.3, 0.0, num_steps=256), np.float64)
+  x = np.asarray(draw(0.0, num_steps=256, sampler=ANCESTRAL[0.3]), np.float64)
   assert abs(x.mean() - MU_C) < 0.02 and abs(x.std() - S_C) < 0.02
 
 
-def run_small(eps_fn, index, *, clip_x, num_steps=8, sampler="ancestral"):
+def run_small(eps_fn, index, *, sampler=None, rule=None, limit=None, w=0.0, num_steps=8, **grid):
+  """2x2 samples, with what the rule measured."""
   keys = sampling.sample_keys(key=jax.random.key(1), index=jnp.asarray(index, jnp.uint32))
-  step = sampling.make_step(sampler=sampler, var_interp=0.3)
   return sampling.sample(
-    eps_fn=eps_fn,
-    step_fn=step,
+    networks={guidance.MAIN: eps_fn},
+    rule=rule or guidance.conditional(),
+    sampler=sampler or ANCESTRAL[0.3],
+    limit=limit or sampling.no_limit(),
     keys=keys,
     y=jnp.zeros(len(index), jnp.int32),
-    logsnr=schedules.sampling_grid(num_steps=num_steps),
+    w=w,
+    logsnr=schedules.sampling_grid(num_steps=num_steps, **grid),
     image_shape=(2, 2, 1),
-    clip_x=clip_x,
   )
 
 
 def test_samples_do_not_depend_on_their_batch():
   """Sample i is the same alone, in another order, and among others."""
-  all_of_them = run_small(gaussian_eps, np.arange(6), clip_x=False)
-  some = run_small(gaussian_eps, [4, 1], clip_x=False)
+  all_of_them = run_small(gaussian_eps, np.arange(6))[0]
+  some = run_small(gaussian_eps, [4, 1])[0]
   np.testing.assert_allclose(some, all_of_them[np.array([4, 1])], atol=1e-5)
   assert len(np.unique(np.asarray(all_of_them))) == all_of_them.size
 
 
-def test_network_is_called_on_the_literal_grid():
-  """T calls, at the T levels of the paper's grid, the last at lambda_max itself."""
-  levels = []
+@pytest.mark.parametrize("name", sampling.SAMPLERS)
+def test_networks_are_called_at_the_levels_that_the_sampler_says(name):
+  """A host callback sees the levels of Sampler.levels: the paper's T, the last lambda_max."""
+  seen = []
 
   def eps_fn(z, logsnr, y):
-    jax.debug.callback(lambda level: levels.append(float(level)), logsnr[0], ordered=True)
+    jax.debug.callback(lambda level: seen.append(float(level)), logsnr[0], ordered=True)
     return gaussian_eps(z, logsnr, y)
 
-  run_small(eps_fn, [0], clip_x=False)
+  sampler = {**SECOND_ORDER, "ancestral": ANCESTRAL[0.3], "ddim": DDIM}[name]
+  run_small(eps_fn, [0], sampler=sampler)
   jax.effects_barrier()
-  np.testing.assert_allclose(levels, schedules.sampling_grid(num_steps=8), rtol=1e-6)
+  grid = np.float32(schedules.sampling_grid(num_steps=8))
+  pairs = zip(grid, [*grid[1:], None])
+  np.testing.assert_array_equal(seen, [level for t, s in pairs for level in sampler.levels(t, s)])
+  assert seen[-1] == 20 and len(seen) == (15 if name == "heun" else 8)
 
 
-def test_clipping_comes_after_the_mix():
-  """clip_x clips the mixed x_hat, once: 3 x_c - 2 x_u with x_c = 0.9, x_u = 1.2 is 0.3; branches
-  clipped first give 0.7.
-  """
+def fixed_x(x_cond, x_uncond):
+  """A network whose x_hat is one number, or with the null label another."""
 
   def eps_fn(z, logsnr, y):
-    x = jnp.where(diffusion.expand(y == NULL, z), 1.2, 0.9) * jnp.ones_like(z)
+    x = jnp.where(diffusion.expand(y == NULL, z), x_uncond, x_cond) * jnp.ones_like(z)
     return diffusion.eps_from_x(z=z, x=x, logsnr=logsnr)
 
-  out = run_small(guidance.classifier_free(eps_fn, w=2.0, null_label=NULL), [0], clip_x=True)
-  np.testing.assert_allclose(out, 0.3, atol=1e-3)
-  # and what leaves [-1, 1] after the mix is clipped: 3 * 0.9 - 2 * 1.2 with the branches exchanged
-  # is 1.8
-  swapped = lambda z, logsnr, y: eps_fn(z, logsnr, 1 - y)
-  out = run_small(guidance.classifier_free(swapped, w=2.0, null_label=NULL), [0], clip_x=True)
-  np.testing.assert_allclose(out, 1.0, atol=1e-6)
-  assert np.all(
-    np.asarray(
-      run_small(guidance.classifier_free(swapped, w=2.0, null_label=NULL), [0], clip_x=False)
-    )
-    > 1.5
+  return eps_fn
+
+
+def test_the_limit_comes_after_the_mix():
+  """3 x_c - 2 x_u is limited, once: 0.3 of 0.9 and 1.2, where branches clipped first give 0.7."""
+  rule, clip = guidance.classifier_free(null_label=NULL), sampling.clip()
+  run = lambda network, limit: run_small(network, [0], rule=rule, w=2.0, limit=limit)[0]
+  np.testing.assert_allclose(run(fixed_x(0.9, 1.2), clip), 0.3, atol=1e-3)
+  # and what leaves [-1, 1] after the mix is clipped: 3 * 1.2 - 2 * 0.9 is 1.8
+  np.testing.assert_allclose(run(fixed_x(1.2, 0.9), clip), 1.0, atol=1e-6)
+  assert np.all(np.asarray(run(fixed_x(1.2, 0.9), sampling.no_limit())) > 1.5)
+
+
+def test_dynamic_threshold():
+  """Samples within [-1, 1] stay; others are cut at their own percentile and divided by it."""
+  x = (
+    jnp.linspace(-1.0, 1.0, 101).reshape(1, 101, 1, 1)
+    * jnp.float32([0.9, 4.0])[:, None, None, None]
   )
+  limited = sampling.dynamic_threshold(limit_percentile=0.9)(x)
+  np.testing.assert_array_equal(limited[0], x[0])
+  q = np.quantile(np.abs(x[1]), 0.9)
+  np.testing.assert_allclose(limited[1], np.clip(x[1], -q, q) / q, rtol=1e-6)
+  capped = sampling.dynamic_threshold(limit_percentile=0.9, limit_max=1.0)(x)
+  np.testing.assert_array_equal(capped, sampling.clip()(x))
+  for wrong in (dict(limit_percentile=0.0), dict(limit_percentile=0.9, limit_max=0.5)):
+    with pytest.raises(ValueError, match="limit_"):
+      sampling.dynamic_threshold(**wrong)
 
 
-@pytest.mark.parametrize(
-  "arguments", [dict(sampler="euler", var_interp=0.3), dict(sampler="ancestral", var_interp=1.5)]
+@pytest.mark.parametrize("v", [-0.1, 1.5])
+def test_v_outside_its_range_is_refused(v):
+  """v lies in [0, 1]."""
+  with pytest.raises(ValueError, match="var_interp"):
+    sampling.ancestral(var_interp=v)
+
+
+# the exact solution of the probability-flow ODE, for the order of samplers
+
+MEANS, STDS, WEIGHTS = (
+  np.array([-1.0, 0.3, 1.2]),
+  np.array([0.4, 0.25, 0.5]),
+  np.array([0.3, 0.3, 0.4]),
 )
-def test_unknown_settings_are_refused(arguments):
-  """An unknown sampler or a v outside [0, 1] is an error."""
-  with pytest.raises(ValueError):
-    sampling.make_step(**arguments)
+SECOND_ORDER = {"heun": sampling.heun(), "dpm_solver_pp_2m": sampling.dpm_solver_pp_2m()}
+LOW, HIGH = -10.0, 12.0
+
+
+def mixture_eps(z, logsnr, y, xp=jnp):
+  """Exact eps = -sigma grad log p of three Gaussians, of z of any shape at one level."""
+  del y
+  level = xp.asarray(logsnr).reshape(-1)[0]
+  alpha, sigma = xp.sqrt(1 / (1 + xp.exp(-level))), xp.sqrt(1 / (1 + xp.exp(level)))
+  classes = lambda values: xp.asarray(values, z.dtype).reshape(-1, *(1,) * z.ndim)
+  offset = z[None] - alpha * classes(MEANS)
+  var = alpha**2 * classes(STDS**2) + sigma**2
+  log_p = classes(np.log(WEIGHTS)) - 0.5 * offset**2 / var - 0.5 * xp.log(var)
+  weight = xp.exp(log_p - log_p.max(axis=0, keepdims=True))
+  return sigma * (weight * offset / var).sum(axis=0) / weight.sum(axis=0)
 
 
 @pytest.fixture(scope="module")
-def network():
-  """A tiny U-Net with parameters that are nowhere zero."""
-  model = unet.UNet(
-    num_classes=3,
-    out_channels=1,
-    ch=8,
-    emb_ch=16,
-    ch_mult=(1, 2),
-    num_res_blocks=1,
-    attn_resolutions=(2,),
-    num_heads=2,
-    norm_groups=4,
-  )
-  params = jax.jit(lambda k: unet.init_params(model, key=k, image_shape=(4, 4, 1)))(
-    jax.random.key(0)
-  )
-  leaves, tree = jax.tree.flatten(params)
-  keys = jax.random.split(jax.random.key(1), len(leaves))
-  noisy = [leaf + 0.1 * jax.random.normal(k, leaf.shape) for leaf, k in zip(leaves, keys)]
-  return model, jax.tree.unflatten(tree, noisy)
+def flow():
+  """(z at LOW, z at HIGH): points of exact trajectories, by SciPy at 1e-10."""
+  start = np.linspace(-2.5, 2.5, 64)
+
+  def velocity(logsnr, z):
+    """dz/dlogsnr = sigma^2 z / 2 - sigma eps / 2, from d(z / alpha) / d(sigma / alpha) = eps."""
+    eps = mixture_eps(z, logsnr, None, np)
+    return 0.5 * sig(-logsnr) * z - 0.5 * np.sqrt(sig(-logsnr)) * eps
+
+  solution = scipy.integrate.solve_ivp(velocity, (LOW, HIGH), start, rtol=1e-10, atol=1e-12)
+  return start, solution.y[:, -1]
 
 
-def generator(network, config, mesh, **options):
-  config.sampler.num_steps = 5
-  return generate.Generator(
-    model=network[0], config=config, image_shape=(4, 4, 1), mesh=mesh, batch_size=8, **options
-  )
-
-
-def test_any_mesh_makes_the_same_images(network, config, mesh1, mesh8):
-  """1, 2 and 8 devices make the same images, at most one grey level apart, in any batch."""
-  index, labels = np.arange(11), np.arange(11) % 3
-  run = lambda mesh: generator(network, config, mesh)(
-    network[1], index=index, labels=labels, w=1.0, seed=0
-  ).astype(int)
-  one = run(mesh1)
-  assert one.shape == (11, 4, 4, 1) and one.std() > 0
-  for mesh in (sharding.make_mesh(jax.devices()[:2]), mesh8):
-    assert np.abs(run(mesh) - one).max() <= 1
-
-
-def test_one_branch_at_w_zero(network, config, mesh1):
-  """The conditional branch alone gives the two-branch samples at w = 0, for half the network calls."""
-  settings = dict(index=np.arange(8), labels=np.arange(8) % 3, w=0.0, seed=0)
-  two, one = generator(network, config, mesh1), generator(network, config, mesh1, guided=False)
-  assert (two.nfe, one.nfe) == (10, 5)
-  assert (
-    np.abs(two(network[1], **settings).astype(int) - one(network[1], **settings).astype(int)).max()
-    <= 1
-  )
-  eps_fn = unet.make_eps_fn(*network)
-  both = run_small_network(guidance.classifier_free(eps_fn, w=0.0, null_label=3))
-  np.testing.assert_allclose(both, run_small_network(eps_fn), atol=1e-5)
-
-
-def run_small_network(eps_fn):
-  """Two 4x4 samples of the tiny network, before rounding."""
-  keys = sampling.sample_keys(key=jax.random.key(1), index=jnp.arange(2, dtype=jnp.uint32))
-  return sampling.sample(
-    eps_fn=eps_fn,
-    step_fn=sampling.make_step(sampler="ancestral", var_interp=0.3),
-    keys=keys,
-    y=jnp.int32([0, 2]),
-    logsnr=schedules.sampling_grid(num_steps=5),
-    image_shape=(4, 4, 1),
-    clip_x=True,
-  )
-
-
-@pytest.mark.parametrize("measured", [False, True])
-def test_no_collective_and_one_compilation(network, config, mesh8, measured):
-  """The program over 8 devices, with an extractor or without, has no collective anywhere, and
-  serves every strength with one compilation.
-  """
-  features = lambda params, pixels: {"x": pixels.reshape(len(pixels), -1) @ params}
-  extractor = (
-    Extractor("linear", features, np.ones((16, 2), np.float32), {"x": 2}, {"x": "fid"}, {})
-    if measured
-    else None
-  )
-  sampler = generator(network, config, mesh8, extractor=extractor)
-  for w in (0.0, 0.5, 4.0):
-    sampler(network[1], index=np.arange(8), labels=np.arange(8) % 3, w=w, seed=0)
-  assert sampler.program._cache_size() == 1
-  args = sharding.put_batch(mesh8, {"i": np.arange(8, dtype=np.uint32), "y": np.zeros(8, np.int32)})
-  params = extractor.params if measured else None
-  text = (
-    sampler.program.lower(
-      network[1], params, args["i"], args["y"], jnp.float32(1), jax.random.key(0)
+@pytest.mark.parametrize("name, order", [("ddim", 0.9), ("heun", 1.8), ("dpm_solver_pp_2m", 1.8)])
+def test_order_of_convergence(flow, name, order):
+  """The error in z on the exact mixture falls as T^-order, on a grid uniform in log-SNR."""
+  sampler = {**SECOND_ORDER, "ddim": DDIM}[name]
+  start, exact = flow
+  errors = []
+  for num_steps in (65, 129):
+    grid = schedules.sampling_grid(
+      num_steps=num_steps, logsnr_min=LOW, logsnr_max=HIGH, spacing="logsnr"
     )
-    .compile()
-    .as_text()
-  )
-  assert "while" in text
-  assert not re.findall(r"all-reduce|all-gather|collective-permute|all-to-all|reduce-scatter", text)
+    errors.append(np.abs(integrate(sampler, start, jnp.float32(grid)) - exact).max())
+  assert np.log2(errors[0] / errors[1]) > order, errors
 
 
-def test_generator_refuses_bad_settings(network, config, mesh1):
-  """A sampler that does not exist, or one step, is an error for people."""
-  for field, value in (("name", "heun"), ("num_steps", 1)):
-    other = config.copy_and_resolve_references()
-    other.sampler[field] = value
-    with pytest.raises(UserError, match="sampler"):
-      generate.Generator(
-        model=network[0], config=other, image_shape=(4, 4, 1), mesh=mesh1, batch_size=8
-      )
+@functools.partial(jax.jit, static_argnums=0)
+def integrate(sampler, start, grid):
+  """z at the grid's end, from z at its start, through the sampler's own steps."""
+  z = jnp.asarray(start, jnp.float32).reshape(-1, 1, 1, 1)
+  guided = guidance.conditional().apply({guidance.MAIN: mixture_eps}, w=0.0, y=z, keys=None)
+  denoise = sampling.make_denoise(guided, limit=sampling.no_limit())
+
+  def body(carry, levels):
+    z, memory = carry
+    z, _, memory, _, _ = sampler.step(
+      denoise, z, memory, (), logsnr_t=levels[0], logsnr_s=levels[1], noise=None, last=False
+    )
+    return (z, memory), None
+
+  (z, _), _ = jax.lax.scan(body, (z, sampler.init(z)), jnp.stack([grid[:-1], grid[1:]], axis=1))
+  return z.reshape(-1)
+
+
+def test_spacings():
+  """Each grid has its ends and T increasing levels; EDM's at rho = 7 are its own sigmas."""
+  for spacing in schedules.SPACINGS:
+    grid = schedules.sampling_grid(num_steps=9, logsnr_min=-8.0, logsnr_max=12.0, spacing=spacing)
+    np.testing.assert_allclose(grid[[0, -1]], [-8, 12], atol=1e-9)
+    assert len(grid) == 9 and np.all(np.diff(grid) > 0)
+  low, high = -2 * np.log(80.0), -2 * np.log(0.002)
+  edm = schedules.sampling_grid(num_steps=18, logsnr_min=low, logsnr_max=high, spacing="edm")
+  i = np.arange(18) / 17
+  sigma = (80 ** (1 / 7) + i * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
+  np.testing.assert_allclose(np.exp(-edm / 2), sigma, rtol=1e-9)
+  for wrong in (dict(spacing="v"), dict(num_steps=1), dict(rho=0.0), dict(logsnr_min=30.0)):
+    with pytest.raises(ValueError):
+      schedules.sampling_grid(**{"num_steps": 4, **wrong})

@@ -2,9 +2,9 @@
 
 import hashlib
 import json
+from collections.abc import Iterable
 
-import ml_collections
-from ml_collections import config_dict
+from ml_collections import ConfigDict, config_dict
 
 from cfg.base import fields, trees
 from cfg.base.errors import UserError
@@ -43,7 +43,7 @@ def from_json(values):
       return config_dict.placeholder(object)  # so that it can be overridden
     return tuple(map(restore, value)) if isinstance(value, list) else value
 
-  return ml_collections.ConfigDict(restore(values))
+  return ConfigDict(restore(values))
 
 
 def ema_name(decay):
@@ -51,7 +51,7 @@ def ema_name(decay):
   return f"{float(decay):.10g}"
 
 
-def check_values(config):
+def check_values(config: ConfigDict) -> None:
   """Raise UserError for values that no run could use: of one field (`cfg.base.fields`), or of two
   that do not fit each other. Fields that a config lacks are not asked for.
   """
@@ -98,13 +98,14 @@ def check_swept_averages(value):
       fields.refuse(field, asked, f"of train.ema_decays, {tuple(kept)}")
 
 
-def check_guidable(config, strengths):
+def check_guidable(config: ConfigDict, strengths: Iterable[float]) -> None:
   """Raise UserError for strengths of a mix whose conditional or unconditional model the network
   never learnt.
 
   Without a null label (model.class_rows) and with train.p_uncond = 0 only w = 0 is left, which is
   the conditional model alone; with train.p_uncond = 1 only w = -1, the unconditional one alone.
   """
+  strengths = list(strengths)
   guided = [w for w in strengths if w != 0]
   if guided and config.model.class_rows is not None:
     asked = f"{strength(guided[0])} was asked for, but this network "
@@ -123,6 +124,11 @@ def check_guidable(config, strengths):
       f"the unconditional model. "
       "Use w = 0, or train with train.p_uncond = 0.1 in another --workdir."
     )
+  check_conditional(config, strengths)
+
+
+def check_conditional(config: ConfigDict, strengths: Iterable[float]) -> None:
+  """Raise UserError for strengths to which a conditional model that was never learnt contributes."""
   conditional = [w for w in strengths if w != -1]
   if conditional and config.train.p_uncond == 1:
     raise UserError(

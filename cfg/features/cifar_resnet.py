@@ -2,14 +2,15 @@
 
 import jax.numpy as jnp
 
-from cfg.features.extractor import classifier
+from cfg.features.extractor import Extractor, classifier
 from cfg.models import cifar_resnet
 
 # of the images in [0, 1] that akamaster/pytorch_resnet_cifar10 (trainer.py) trained on: ImageNet's
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
 
 
-def make_extractor(*, model, params, info):
+def make_extractor(*, model, params, info) -> Extractor:
   """Wrap a cifar_resnet.CifarResNet: `cifar-resnet<depth>-<hash of the weights>`, its pooled last
   level and its logits.
   """

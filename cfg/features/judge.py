@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import optax
 
 from cfg.base import images
-from cfg.features.extractor import classifier
+from cfg.features.extractor import Extractor, classifier
 from cfg.models import judge as judge_lib
 
 
-def make_extractor(*, model, params, dataset_name, info):
+def make_extractor(*, model, params, dataset_name, info) -> Extractor:
   """Wrap a trained judge: `<data>-judge-<hash of the weights>`, its last hidden layer and its
   logits.
   """

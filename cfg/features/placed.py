@@ -1,20 +1,24 @@
 """A feature extractor on the devices: images to outputs, sets of images to statistics."""
 
 import hashlib
+from collections.abc import Iterable
 
 import jax
 import numpy as np
 
 from cfg.base import logs, sharding
+from cfg.features.extractor import Extractor
 from cfg.metrics import statistics
 
 
-class Placed:
+class PlacedExtractor:
   """An extractor.Extractor on a mesh: images split over the devices, its parameters replicated."""
 
-  def __init__(self, extractor, mesh):
-    self.extractor, self.mesh = extractor, mesh
-    whole, rows = sharding.replicated(mesh), sharding.batch_sharding(mesh)
+  def __init__(self, extractor: Extractor, mesh: jax.sharding.Mesh):
+    self.extractor = extractor
+    self.mesh = mesh
+    whole = sharding.replicated(mesh)
+    rows = sharding.batch_sharding(mesh)
     self._params = jax.device_put(extractor.params, whole)
     self._apply = jax.jit(extractor.apply, in_shardings=(whole, rows), out_shardings=rows)
 
@@ -22,8 +26,10 @@ class Placed:
     """{output: [n, dim]} of uint8 [n,H,W,C], all on the devices."""
     return self._apply(self._params, pixels)
 
-  def measure(self, rows, *, block_of, batch_size, what):
-    """(statistics.SampleStatistics of each block, SHA-256 of all pixels) of an iterator over
+  def measure(
+    self, rows: Iterable, *, block_of, batch_size: int, what: str
+  ) -> tuple[list[statistics.SampleStatistics], str]:
+    """(SampleStatistics of each block, SHA-256 of all pixels) of an iterator over
     {"image", perhaps "label"}.
 
     Args:
@@ -32,12 +38,14 @@ class Placed:
       batch_size: rounded up to the mesh.
       what: for the progress bar.
     """
-    total, digest = len(block_of), hashlib.sha256()
-    sums = statistics.Accumulator(self.extractor, block_of=block_of)
+    total = len(block_of)
+    digest = hashlib.sha256()
+    batch_size = sharding.round_up(self.mesh, batch_size)
+    sums = statistics.Accumulator(
+      self.extractor.metrics, dims=self.extractor.dims, block_of=block_of
+    )
     with logs.Progress(what, total=total, unit="images") as progress:
-      for outputs, labels in self._one_ahead(
-        iter(rows), total, sharding.round_up(self.mesh, batch_size), digest
-      ):
+      for outputs, labels in self._one_ahead(iter(rows), total, batch_size, digest):
         sums.add(outputs, labels)
         progress.update(sums.count)
     return sums.blocks, digest.hexdigest()
@@ -45,18 +53,18 @@ class Placed:
   def _one_ahead(self, rows, total, batch_size, digest):
     pending = None
     for first in range(0, total, batch_size):
-      some = [next(rows) for _ in range(min(batch_size, total - first))]
-      pixels = np.stack([row["image"] for row in some])
+      batch = [next(rows) for _ in range(min(batch_size, total - first))]
+      pixels = np.stack([row["image"] for row in batch])
       digest.update(np.ascontiguousarray(pixels))
-      padded = np.concatenate([pixels, np.repeat(pixels[-1:], batch_size - len(some), axis=0)])
+      padded = np.concatenate([pixels, np.repeat(pixels[-1:], batch_size - len(batch), axis=0)])
       outputs = self(sharding.put_batch(self.mesh, padded))
       # the devices work while the host reads and adds
       if pending is not None:
         yield _on_host(*pending)
-      pending = outputs, some
+      pending = (outputs, batch)
     yield _on_host(*pending)
 
-  def accuracy(self, source, *, batch_size):
+  def accuracy(self, source, *, batch_size: int) -> float:
     """The share of a data source's labels that it agrees with."""
     (stats,), _ = self.measure(
       each(source),
@@ -64,7 +72,8 @@ class Placed:
       batch_size=batch_size,
       what=self.extractor.name,
     )
-    return stats.correct / stats.count
+    (output,) = self.extractor.outputs("accuracy")
+    return stats.correct[output] / stats.count
 
 
 def each(source):

@@ -1,178 +1,235 @@
-"""Real images in a network's outputs: read from a file of statistics, or measured once and kept."""
+"""What real images gave in the outputs of extractors: measured once and kept, or from a file."""
 
+import dataclasses
 import logging
 import pathlib
-import zipfile
+from collections.abc import Iterable
 
 import numpy as np
 
 from cfg.base import config as config_lib
 from cfg.base.errors import UserError
 from cfg.data import pipeline
-from cfg.data.preparing import inputs
-from cfg.features import placed as features
+from cfg.features.extractor import Extractor, combine
+from cfg.features.placed import PlacedExtractor, each
+from cfg.features.reference_files import (
+  check_count,
+  check_reference,
+  measure_reference,
+  open_reference,
+)
 from cfg.metrics import reference
+from cfg.metrics.metric import fact
+from cfg.metrics.reference import Reference
 
 log = logging.getLogger(__name__)
 
+# facts of a role that two rows must agree in for their numbers to be comparable
+DECIDING = ("sha256", "resize", "train_sha256", "heldout_sha256")
 
-def references(config, settings, *, dataset, placed, workdir):
-  """(train, heldout): the reference.Reference of each split in one network's outputs.
 
-  Both are kept in `workdir`/real. Of the held-out split, as many images as a strength has samples
-  are measured; of the training split all, by Inception inception.num_reference (0: all).
-  inception.reference, a file of statistics, takes the latter's place.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Measured:
+  """An extractor, and what real images gave in it; `heldout` is None where there are none."""
+
+  extractor: Extractor
+  train: Reference
+  heldout: Reference | None = None
+
+
+def measure_all(
+  config, settings, *, dataset, extractors: Iterable[Extractor], mesh, workdir, heldout=True
+) -> tuple[Measured, ...]:
+  """The Measured of each extractor; its references are kept in `workdir`/real.
+
+  Of the training split all images are measured, or as many as the extractor's section of the config
+  says (num_reference, 0: all); a file of statistics or images in that section (reference) takes
+  their place. Of the held-out split as many are measured as a strength has samples.
 
   Args:
-    settings: of the sweep.
-    placed: a features.Placed.
+    config: the whole config.
+    settings: of the sweep; num_samples and batch_size are used.
+    dataset: data.sources.Dataset.
+    extractors: from select.extractors.
+    mesh: from sharding.make_mesh.
+    workdir: of the run.
+    heldout: whether held-out images are measured.
   """
-  extractor, judged = placed.extractor, placed.extractor.classes is not None
-  most = {
-    "train": None if judged else config.inception.num_reference,
-    "heldout": settings.num_samples,
-  }
-  found = []
-  for split in most:
-    if split == "train" and not judged and config.inception.reference:
-      found.append(
-        open_reference(config.inception.reference, placed=placed, batch_size=settings.batch_size)
+  folder = pathlib.Path(workdir) / "real"
+  measured = []
+  for extractor in extractors:
+    placed = PlacedExtractor(extractor, mesh)
+    splits = _Splits(config, dataset=dataset, placed=placed, settings=settings, folder=folder)
+    path = _section(config, extractor).get("reference", "")
+    if path:
+      source = open_reference(path, extractor=extractor)
+      train = measure_reference(
+        source, name=pathlib.Path(path).name, placed=placed, batch_size=settings.batch_size
       )
-      continue
-    source = pipeline.every_nth(getattr(dataset, split), most=most[split])
-    facts = {
-      "data": config_lib.data_identity(config, dataset),
+    else:
+      train = splits.measure("train", most=_most_train(config, extractor))
+    measured.append(
+      Measured(
+        extractor=extractor,
+        train=train,
+        heldout=splits.measure("heldout", most=settings.num_samples) if heldout else None,
+      )
+    )
+  return tuple(measured)
+
+
+def combined(measured: Iterable[Measured]) -> Measured:
+  """One Measured of several, for what is measured in all their outputs at once."""
+  measured = tuple(measured)
+  heldout = None
+  if all(m.heldout is not None for m in measured):
+    heldout = _union([m.heldout for m in measured])
+  return Measured(
+    extractor=combine(m.extractor for m in measured),
+    train=_union([m.train for m in measured]),
+    heldout=heldout,
+  )
+
+
+def facts(measured: Iterable[Measured]) -> dict:
+  """{"<role>/name", "<role>/sha256", "<role>/train_sha256", ...}: what numbers were measured in and
+  against, for rows.
+  """
+  values = {}
+  for extractor, train, heldout in ((m.extractor, m.train, m.heldout) for m in measured):
+    own = {
+      "name": extractor.name,
+      "sha256": extractor.info["weights_sha256"],
+      "train": train.about.get("name"),
+      "train_sha256": train.about.get("images_sha256", train.sha256),
+      "train_images": train.about.get("num_images"),
+    }
+    if heldout is not None:
+      own["heldout_sha256"] = heldout.about["images_sha256"]
+    for name in ("resize", "complete", "note"):
+      if name in extractor.info:
+        own[name] = extractor.info[name]
+    values |= {fact(extractor.role, name): value for name, value in own.items()}
+  return values
+
+
+def check(config, settings, *, dataset, extractors: Iterable[Extractor]) -> None:
+  """Raise UserError if real images cannot give the numbers; none is measured.
+
+  Args:
+    config: the whole config.
+    settings: of the sweep; num_samples and allow_few are used.
+    dataset: data.sources.Dataset.
+    extractors: from select.outlines.
+  """
+  for extractor in extractors:
+    allow_few = settings.allow_few and not extractor.judges
+    remedy = "Use more images"
+    if extractor.judges:
+      remedy += ", or a judge with fewer features (judge.feature_dim of one that is trained here)"
+    elif not allow_few:
+      remedy += ", or set sweep.allow_few"
+    path = _section(config, extractor).get("reference", "")
+    if path:
+      source = open_reference(path, extractor=extractor)
+      check_reference(source, path, extractor=extractor, allow_few=allow_few, remedy=remedy)
+    else:
+      most = _most_train(config, extractor)
+      check_count(
+        len(dataset.train) if most is None else min(most, len(dataset.train)),
+        "the training split",
+        extractor=extractor,
+        allow_few=allow_few,
+        remedy=remedy,
+      )
+    # without enough of them the distances to held-out images are left out
+    check_count(
+      min(len(dataset.heldout), settings.num_samples),
+      "the held-out split",
+      extractor=extractor,
+      allow_few=True,
+      remedy="Hold out more (data.heldout_fraction)",
+    )
+
+
+class _Splits:
+  """The splits of a data set in one network, each kept in a file."""
+
+  def __init__(self, config, *, dataset, placed, settings, folder):
+    self._dataset = dataset
+    self._data = config_lib.data_identity(config, dataset)
+    self._placed = placed
+    self._batch_size = settings.batch_size
+    self._folder = folder
+
+  def measure(self, split, *, most):
+    """The Reference of at most so many images of a split; read if it was measured before."""
+    extractor = self._placed.extractor
+    source = pipeline.every_nth(getattr(self._dataset, split), most=most)
+    identity = {
+      "data": self._data,
       "split": split,
       "num_images": len(source),
       "extractor_sha256": extractor.info["weights_sha256"],
     }
-    path = pathlib.Path(workdir) / "real" / f"{extractor.name}-{split}.npz"
-    found.append(
-      _kept(path, facts)
-      or _measure(
-        path,
-        facts,
-        source=source,
-        placed=placed,
-        name=f"{dataset.name} {split}",
-        batch_size=settings.batch_size,
-      )
+    path = self._folder / f"{extractor.name}-{split}.npz"
+    kept = _kept(path, identity)
+    if kept is not None:
+      return kept
+    (measured,), digest = self._placed.measure(
+      each(source),
+      block_of=np.zeros(len(source), int),
+      batch_size=self._batch_size,
+      what=f"real images ({split})",
     )
-  return tuple(found)
+    about = {
+      **identity,
+      "name": f"{self._dataset.name} {split}",
+      "images_sha256": digest,
+      "extractor": extractor.name,
+    }
+    self._folder.mkdir(exist_ok=True)
+    reference.write(path, reference.of(measured, about=about, sha256=""))
+    return reference.read(path)
 
 
-def _kept(path, facts):
-  """What `_measure` wrote, or None if it is not there, not whole, or of other images."""
+def _kept(path, identity):
+  """The Reference in a file, or None if it is not there, not whole, or of other images."""
   if not path.exists():
     return None
   try:
-    found = reference.read(path)
+    kept = reference.read(path)
   except UserError as e:
     log.warning("%s Its images are measured again.", e)
     return None
-  return found if all(found.about.get(name) == value for name, value in facts.items()) else None
+  return kept if all(kept.about.get(name) == value for name, value in identity.items()) else None
 
 
-def _measure(path, facts, *, source, placed, name, batch_size):
-  rows = features.each(source)
-  (measured,), digest = placed.measure(
-    rows,
-    block_of=np.zeros(len(source), int),
-    batch_size=batch_size,
-    what=f"real images ({facts['split']})",
-  )
-  about = {**facts, "name": name, "images_sha256": digest, "extractor": placed.extractor.name}
-  path.parent.mkdir(exist_ok=True)
-  reference.write(path, reference.of(measured, about=about, sha256=""))
-  return reference.read(path)
-
-
-def open_reference(path, *, placed, batch_size):
-  """The reference.Reference at `path`: a file of statistics, or images that are measured now.
-
-  Raises:
-    UserError: neither, or statistics of another network.
-  """
-  path = pathlib.Path(path).expanduser()
-  if not _has_statistics(path):
-    images = inputs.open_images(path)
-    measured, digest = measure_images(images, placed=placed, batch_size=batch_size)
-    return reference.of(measured, about={"name": path.name, **images.about}, sha256=digest)
-  found = reference.read(path, dims=placed.extractor.dims)
-  info = placed.extractor.info
-  theirs = found.about.get("extractor_sha256", info["weights_sha256"])
-  if theirs != info["weights_sha256"]:
-    raise UserError(
-      f"the reference {str(path)!r} was made with the weights {theirs[:8]}, these are "
-      f"{info['weights_sha256'][:8]} ({info['file']}): "
-      "use the same file, or make the reference again."
-    )
-  if found.features is None and found.images is not None and placed.extractor.pairwise is not None:
-    pixels = found.images
-    images = inputs.Images(len(pixels), pixels.__getitem__, lambda i: f"{path.name}[{i}]", {})
-    measured, _ = measure_images(images, placed=placed, batch_size=batch_size)
-    return reference.Reference(
-      found.about,
-      found.gaussians,
-      reference.of(measured, about={}, sha256="").features,
-      None,
-      found.sha256,
-    )
-  return found
-
-
-def together(found):
-  """One Reference of several networks' outputs, for what is measured in all of them at once."""
-  union = lambda field: {
-    name: value for one in found for name, value in getattr(one, field).items()
+def _union(references):
+  """One Reference of several networks' outputs."""
+  merge = lambda field: {
+    output: value for r in references for output, value in getattr(r, field).items()
   }
   about = {
-    name: one.about[name]
-    for one in found
-    for name in ("num_images", "correct")
-    if name in one.about
+    "correct": {output: n for r in references for output, n in r.about.get("correct", {}).items()}
   }
-  return reference.Reference(
-    about,
-    union("gaussians"),
-    next((one.features for one in found if one.features is not None), None),
-    None,
-    "",
-    union("entropies"),
+  counts = [r.about["num_images"] for r in references if "num_images" in r.about]
+  if counts:
+    about["num_images"] = counts[-1]
+  return Reference(
+    about=about,
+    gaussians=merge("gaussians"),
+    sha256="",
+    entropies=merge("entropies"),
+    features=merge("features"),
   )
 
 
-def _has_statistics(path):
-  if not (path.is_file() and path.suffix == ".npz" and zipfile.is_zipfile(path)):
-    return False
-  with zipfile.ZipFile(path) as archive:
-    return bool({"about.npy", "mu.npy"} & set(archive.namelist()))
+def _section(config, extractor):
+  """The section of the config that an extractor comes from."""
+  return config.get(extractor.role, {})
 
 
-def measure_images(images, *, placed, batch_size):
-  """(statistics.SampleStatistics, SHA-256 of all pixels) of inputs.Images."""
-  (measured,), digest = placed.measure(
-    rows(images),
-    block_of=np.zeros(images.count, int),
-    batch_size=batch_size,
-    what=placed.extractor.name,
-  )
-  return measured, digest
-
-
-def rows(images):
-  """{"image"} of each of inputs.Images, in order.
-
-  Raises:
-    UserError: their sizes differ.
-  """
-  shape = None
-  for i in range(images.count):
-    pixels = images.read(i)
-    shape = shape or pixels.shape
-    if pixels.shape != shape:
-      raise UserError(
-        f"{images.name(i)} is {pixels.shape[1]}x{pixels.shape[0]} and {images.name(0)} is "
-        f"{shape[1]}x{shape[0]}: all images must be of one size."
-      )
-    yield {"image": pixels}
+def _most_train(config, extractor):
+  """How many images of the training split are measured at most; None: all."""
+  return _section(config, extractor).get("num_reference", 0) or None

@@ -1,260 +1,39 @@
-"""The feature extractors that a config asks for: a judge, trained once and kept in the work
-directory or read from a published file, and Inception.
-"""
+"""The feature extractors that a config asks for, by role."""
 
-import dataclasses
-import json
-import logging
-import pathlib
-
-import jax
-import numpy as np
-
-from cfg.base import config as config_lib
-from cfg.base import files, logs, optim, sharding, trees
 from cfg.base.errors import UserError
-from cfg.data import pipeline
-from cfg.features import cifar_resnet, inception, judge
-from cfg.features import placed as features
-from cfg.features.extractor import JUDGE, classifier
-from cfg.interop import cifar_resnet as cifar_resnet_files
-from cfg.interop import inception as inception_files
-from cfg.models import cifar_resnet as cifar_resnet_lib
-from cfg.models import judge as judge_lib
+from cfg.features import inception, judge_files
+from cfg.features.extractor import Extractor, beside
 
-log = logging.getLogger(__name__)
-
-# what to do about an accuracy that is too low
-TRAINED_REMEDY = "Train it longer (judge.num_steps), make it larger (judge.ch)"
-PUBLISHED_REMEDY = (
-  "See that the data are CIFAR-10 in its own order of classes, give another file (judge.path)"
-)
+# in the order of rows and tables; a further extractor is a line here
+SOURCES = (inception.SOURCE, judge_files.SOURCE)
 
 
-def get_extractors(config, *, dataset, workdir):
-  """Inception, where config.inception.path is given, then the judge, where there is one: see
-  `get_judge`.
-
-  Beside Inception the judge's metrics end in _judge.
+def extractors(config, *, dataset, workdir) -> tuple[Extractor, ...]:
+  """Those that the config asks for, their metrics under different names.
 
   Raises:
-    UserError: as `check`, and a judge that is not accurate enough.
+    UserError: as `check`; a file that cannot be used; a judge that is not accurate enough.
   """
   check(config, dataset=dataset)
-  found = _inception(config)
-  if has_judge(config):
-    judged = get_judge(config, dataset=dataset, workdir=workdir)
-    found.append(judged.renamed(JUDGE) if found else judged)
-  return tuple(found)
+  return beside(source.load(config, dataset=dataset, workdir=workdir) for source in _wanted(config))
 
 
-def get_judge(config, *, dataset, workdir):
-  """The judge of this data and config: the published classifier in the file config.judge.path, or
-  if that is "" one trained on the data.
-
-  What took time is kept in `workdir`: judge.npz is the trained one, <name>.json the accuracy of a
-  published one.
-
-  Raises:
-    UserError: its held-out accuracy is below config.judge.min_accuracy, or the file is not for such
-      images.
-  """
-  get, remedy = (_published, PUBLISHED_REMEDY) if _path(config) else (_trained, TRAINED_REMEDY)
+def outlines(config, *, dataset) -> tuple[Extractor, ...]:
+  """The same as far as they are known before a judge is trained: dimensions and metrics."""
   check(config, dataset=dataset)
-  extractor = get(config, dataset=dataset, workdir=pathlib.Path(workdir))
-  accuracy = extractor.info["heldout_accuracy"]
-  log.info(
-    "%s: accuracy on the %d held-out images %.2f %%",
-    extractor.name,
-    len(dataset.heldout),
-    100 * accuracy,
-  )
-  if accuracy < config.judge.min_accuracy:
-    raise UserError(
-      f"the judge {extractor.name} agrees with {100 * accuracy:.2f} % of the held-out labels, "
-      f"below "
-      f"judge.min_accuracy = {config.judge.min_accuracy}: its verdicts would mean little. "
-      f"{remedy}, or lower judge.min_accuracy."
-    )
-  return extractor
+  return beside(source.outline(config, dataset=dataset) for source in _wanted(config))
 
 
-def check(config, *, dataset):
-  """Raise UserError if there is nothing to measure in, or config.judge.path or
-  config.inception.path is not for such images.
-  """
-  shape, num_classes = cifar_resnet_lib.IMAGE_SHAPE, cifar_resnet_lib.NUM_CLASSES
-  if not has_judge(config) and not _inception_paths(config):
+def check(config, *, dataset) -> None:
+  """Raise UserError if there is nothing to measure in, or an extractor is not for such images."""
+  if not _wanted(config):
     raise UserError(
       "there is no network to measure samples in: give inception.path or judge.path, or train a "
       "judge (judge.num_steps)."
     )
-  if _inception_paths(config) and dataset.image_shape[-1] != 3:
-    raise UserError(
-      f"inception.path is for images in colour, and {dataset.name} has {dataset.image_shape[-1]} "
-      f"channel: leave it empty."
-    )
-  if _path(config) and (tuple(dataset.image_shape), dataset.num_classes) != (shape, num_classes):
-    raise UserError(
-      f"judge.path is {config.judge.path!r}, a classifier of {'x'.join(map(str, shape))} images in "
-      f"{num_classes} classes, but {dataset.name} has "
-      f"{dataset.num_classes} classes of {'x'.join(map(str, dataset.image_shape))}: leave "
-      f"judge.path empty, so that a judge is trained on them."
-    )
+  for source in _wanted(config):
+    source.check(config, dataset=dataset)
 
 
-def has_judge(config):
-  """Whether samples are judged by a classifier of the data's classes."""
-  return bool(_path(config) or config.judge.num_steps)
-
-
-def shapes(config):
-  """The extractors of `get_extractors` as far as they are known before a judge is trained:
-  dimensions and names of metrics.
-  """
-  found = _inception(config)
-  if has_judge(config):
-    dim = cifar_resnet_lib.WIDTHS[-1] if _path(config) else config.judge.feature_dim
-    judged = classifier(
-      name="judge", model=None, params=None, prepare=None, feature_dim=dim, num_classes=0, info={}
-    )
-    found.append(judged.renamed(JUDGE) if found else judged)
-  return tuple(found)
-
-
-def _inception(config):
-  """[the Extractor of inception.path], or []."""
-  return [
-    inception.make_extractor(params=params, info=info, published_only=True)
-    for params, info in map(inception_files.read, _inception_paths(config))
-  ]
-
-
-def _inception_paths(config):
-  """[inception.path], or []; a work directory may hold a config that is older than the section."""
-  path = config.get("inception", {}).get("path", "")
-  return [path] if path else []
-
-
-def _path(config):
-  """judge.path; a work directory may hold a config that is older than the field."""
-  return config.judge.get("path", "")
-
-
-def _trained(config, *, dataset, workdir):
-  """The judge in judge.npz, trained and written if it is not there."""
-  path, section = workdir / "judge.npz", config.judge
-  model = judge_lib.Judge(
-    num_classes=dataset.num_classes,
-    ch=section.ch,
-    levels=section.levels,
-    feature_dim=section.feature_dim,
-    dropout=section.dropout,
-  )
-  identity = config_lib.data_identity(
-    config,
-    dataset,
-    seed=config.seed,
-    train=len(dataset.train),
-    judge={
-      k: v
-      for k, v in config_lib.to_json(config)["judge"].items()
-      if k not in ("min_accuracy", "path")
-    },
-  )
-  stored = _read(path, identity)
-  if stored is None:
-    stored = _train(config, model=model, dataset=dataset)
-    stored[1]["identity"] = identity
-    _write(path, *stored)
-  params, info = stored
-  return judge.make_extractor(model=model, params=params, dataset_name=dataset.name, info=info)
-
-
-def _published(config, *, dataset, workdir):
-  """The classifier in config.judge.path, its held-out accuracy read from <name>.json, or measured
-  and written there.
-  """
-  model, params = cifar_resnet_files.read(config.judge.path)
-  about = {"weights_sha256": trees.tree_hash(params), "file": pathlib.Path(config.judge.path).name}
-  extractor = cifar_resnet.make_extractor(model=model, params=params, info=about)
-  path = workdir / f"{extractor.name}.json"
-  identity = config_lib.data_identity(
-    config, dataset, heldout=len(dataset.heldout), weights=about["weights_sha256"]
-  )
-  stored = _read_accuracy(path, identity)
-  if stored is None:
-    placed = features.Placed(extractor, sharding.make_mesh(jax.devices()[:1]))
-    stored = {
-      "heldout_accuracy": placed.accuracy(dataset.heldout, batch_size=config.judge.batch_size),
-      "identity": identity,
-    }
-    files.write_json(path, stored)
-  return dataclasses.replace(extractor, info={**about, **stored})
-
-
-def _train(config, *, model, dataset):
-  section = config.judge
-  optimizer = optim.make_optimizer(
-    learning_rate=section.learning_rate,
-    warmup_steps=section.warmup_steps,
-    grad_clip=1.0,
-    weight_decay=section.weight_decay,
-    decay_steps=section.num_steps,
-  )
-  stream = pipeline.train_stream(
-    dataset.train,
-    batch_size=section.batch_size,
-    seed=(config.seed + 1) % 2**32,  # of a seed from 0 to 2^32 - 1
-    start_step=0,
-    num_steps=section.num_steps,
-  )
-  with logs.Progress("judge", total=section.num_steps, unit="steps") as progress:
-    params = judge.fit(
-      model=model,
-      optimizer=optimizer,
-      seed=config.seed,
-      num_steps=section.num_steps,
-      image_shape=dataset.image_shape,
-      stream=stream,
-      on_step=progress.update,
-    )
-  info = {"weights_sha256": trees.tree_hash(params)}
-  extractor = judge.make_extractor(model=model, params=params, dataset_name=dataset.name, info=info)
-  placed = features.Placed(extractor, sharding.make_mesh(jax.devices()[:1]))
-  for name, source in (("train", dataset.train), ("heldout", dataset.heldout)):
-    info[f"{name}_accuracy"] = placed.accuracy(source, batch_size=section.batch_size)
-  return params, info
-
-
-def _write(path, params, info):
-  files.write_npz(path, {**trees.flatten(params), "info": np.asarray(json.dumps(info))})
-
-
-def _read(path, identity):
-  """(params, info), or None if the file is not there, not whole, or another config's."""
-  if not path.exists():
-    return None
-  try:
-    arrays = files.read_npz(path)
-    info = json.loads(str(arrays.pop("info")))
-  except (OSError, ValueError, KeyError) as e:
-    log.warning("%s cannot be used (%s): the judge is trained anew", path, e)
-    return None
-  if info.get("identity") != identity:
-    log.info("%s was made for another config: the judge is trained anew", path)
-    return None
-  params = trees.unflatten(arrays)
-  if trees.tree_hash(params) != info["weights_sha256"]:
-    log.warning("%s differs from its hash: the judge is trained anew", path)
-    return None
-  return params, info
-
-
-def _read_accuracy(path, identity):
-  """What `_published` wrote, or None if it is not there, not whole, or of other data."""
-  try:
-    stored = json.loads(path.read_text(encoding="utf-8"))
-    return stored if stored["identity"] == identity else None
-  except (OSError, ValueError, KeyError, TypeError):
-    return None
+def _wanted(config):
+  return [source for source in SOURCES if source.wanted(config)]

@@ -1,136 +1,121 @@
-"""From parameters to images and what a feature extractor makes of them: the guided sampler of a
-config, one program over the mesh.
-"""
+"""From parameters to images and their features: one program over the mesh."""
 
 import functools
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from cfg import guidance, sampling, schedules
-from cfg.base import images, sharding
-from cfg.base.errors import UserError
-from cfg.models import unet
+from cfg.base import sharding
+from cfg.features.extractor import Extractor
+from cfg.inference import program as program_lib
+from cfg.inference.program import Program
 
 
-def generate(params, index, y, w, key, *, model, step_fn, logsnr, image_shape, clip_x, guided):
-  """Images of P's algorithm 2 as uint8 [B,H,W,C]; image i is a function of (params, key, index[i],
-  y[i], w).
+class Batch(NamedTuple):
+  """What one call of the program gave, all on the devices.
 
-  Args:
-    params: of `model`.
-    index: [B] uint32 sample numbers.
-    y: [B] int32 labels.
-    w: the paper's guidance strength, f32 scalar, traced: one program for all strengths.
-    key: typed PRNG key of the whole run.
-    model: a UNet.
-    step_fn: from sampling.make_step.
-    logsnr: [T] from schedules.sampling_grid.
-    image_shape: (H, W, C).
-    clip_x: clip x_hat after the mix.
-    guided: mix two branches; False calls the conditional one alone, whatever w.
+  Attributes:
+    rows: the slice of the samples asked for; what lies beyond its length is padding.
+    images: uint8 [batch_size,H,W,C].
+    outputs: {output: [batch_size,dim]} of the extractor; empty without one.
+    aux: {name: [T,batch_size]} that the rule measured on the way.
   """
-  eps_fn = unet.make_eps_fn(model, params)
-  if guided:
-    eps_fn = guidance.classifier_free(eps_fn, w=w, null_label=model.num_classes)
-  x = sampling.sample(
-    eps_fn=eps_fn,
-    step_fn=step_fn,
-    keys=sampling.sample_keys(key=key, index=index),
-    y=y,
-    logsnr=logsnr,
-    image_shape=image_shape,
-    clip_x=clip_x,
-  )
-  return images.to_uint8(x)
+
+  rows: slice
+  images: jax.Array
+  outputs: Mapping[str, jax.Array]
+  aux: Mapping[str, jax.Array]
 
 
-def generate_and_extract(params, extractor_params, index, y, w, key, *, extract, **fixed):
-  """(images, {output: [B, dim]}): `generate`, and an extractor's outputs of its images, which need
-  not leave the devices.
-  """
-  pictures = generate(params, index, y, w, key, **fixed)
-  return pictures, {} if extract is None else extract(extractor_params, pictures)
-
-
-def nfe(config, *, guided=True):
-  """Calls of the network for each sample."""
-  return config.sampler.num_steps * (2 if guided else 1)
-
-
-def make_sampler(config):
-  """(step_fn, logsnr [T]) of the config's sampler and schedule.
-
-  Raises:
-    UserError: there is no such sampler.
-  """
-  try:
-    step_fn = sampling.make_step(sampler=config.sampler.name, var_interp=config.sampler.var_interp)
-    return step_fn, schedules.sampling_grid(num_steps=config.sampler.num_steps, **config.schedule)
-  except ValueError as e:
-    raise UserError(f"the config's sampler section cannot be used: {e}.") from e
+def generate_and_extract(params, extractor_params, index, y, w, key, *, program, extract):
+  """`program.generate`, and an extractor's outputs of its images, which stay on the devices."""
+  pictures, aux = program_lib.generate(params, index, y, w, key, program=program)
+  return pictures, {} if extract is None else extract(extractor_params, pictures), aux
 
 
 class Generator:
-  """Draws any number of samples in sharded batches of one shape, with one compilation.
+  """Draws any number of samples in sharded batches of one shape, compiled once for all w != 0.
 
   Args:
-    model: a UNet.
-    config: the whole config; `sampler` and `schedule` are used.
-    image_shape: (H, W, C).
+    program: what draws.
     mesh: from sharding.make_mesh.
     batch_size: images a call of the program; a multiple of the mesh's size.
-    guided: see `generate`.
-    extractor: an extractor.Extractor whose outputs `batches` gives with the images, or None.
+    extractor: whose outputs `batches` gives with the images, or None.
   """
 
-  def __init__(self, *, model, config, image_shape, mesh, batch_size, guided=True, extractor=None):
+  def __init__(
+    self, program: Program, *, mesh: Mesh, batch_size: int, extractor: Extractor | None = None
+  ):
+    self.program = program
     self.mesh = mesh
     self.batch_size = batch_size
-    self.nfe = nfe(config, guided=guided)
-    step_fn, logsnr = make_sampler(config)
-    program = functools.partial(
+    self._extract = None if extractor is None else extractor.apply
+    self._extractor_params = None
+    if extractor is not None:
+      self._extractor_params = jax.device_put(extractor.params, sharding.replicated(mesh))
+    # the unguided program is another one, and may never be asked for
+    self.compiled = functools.cache(self._jit)
+
+  def _jit(self, guided: bool) -> Any:
+    """The jitted program: (params, extractor's, index, y, w, key) -> (images, outputs, aux)."""
+    whole, rows = sharding.replicated(self.mesh), sharding.batch_sharding(self.mesh)
+    columns = NamedSharding(self.mesh, PartitionSpec(None, *rows.spec))
+    function = functools.partial(
       generate_and_extract,
-      extract=None if extractor is None else extractor.apply,
-      model=model,
-      step_fn=step_fn,
-      logsnr=logsnr,
-      image_shape=tuple(image_shape),
-      clip_x=config.sampler.clip_x,
-      guided=guided,
+      program=self.program if guided else self.program.at(0.0),
+      extract=self._extract,
     )
-    whole, rows = sharding.replicated(mesh), sharding.batch_sharding(mesh)
-    self._extractor_params = None if extractor is None else jax.device_put(extractor.params, whole)
-    self.program = jax.jit(
-      program, in_shardings=(whole, whole, rows, rows, whole, whole), out_shardings=rows
+    return jax.jit(
+      function,
+      in_shardings=(whole, whole, rows, rows, None, whole),
+      out_shardings=(rows, rows, columns),
     )
 
-  def batches(self, params, *, index, labels, w, seed):
-    """Yield (rows, images, outputs): a slice of `index`, uint8 [batch_size,H,W,C] and {output:
-    [batch_size,dim]}, both on the devices.
+  def nfe(self, w: float | np.ndarray) -> dict[str, int]:
+    """{role: rows of that network for one sample} at these strengths."""
+    return program_lib.nfe(self.program.at(w))
 
-    The last batch repeats its last sample; its slice covers only the real ones.
+  def batches(
+    self,
+    params: Mapping[str, Any],
+    *,
+    index: np.ndarray,
+    labels: np.ndarray,
+    w: float | np.ndarray,
+    seed: int,
+  ) -> Iterator[Batch]:
+    """Yield every Batch of the samples `index` [N], labels [N], at strength w, a number or [N].
+
+    The last batch repeats its last sample; its slice covers only the real ones. Where every w is 0
+    the rule's unguided form draws.
     """
-    key, pending = jax.random.key(seed), None
+    run = self.compiled(bool(np.any(w)) or self.program.rule.unguided is None)
+    key = jax.random.key(seed)
     index, labels = np.asarray(index, np.uint32), np.asarray(labels, np.int32)
+    strengths = np.asarray(w, np.float32)
+    pending = None
     for first in range(0, len(index), self.batch_size):
       rows = np.minimum(np.arange(first, first + self.batch_size), len(index) - 1)
-      local = sharding.put_batch(self.mesh, {"index": index[rows], "labels": labels[rows]})
-      out = self.program(
-        params, self._extractor_params, local["index"], local["labels"], jnp.float32(w), key
-      )
+      placed = sharding.put_batch(self.mesh, {"index": index[rows], "labels": labels[rows]})
+      each = strengths.ndim > 0
+      strength = sharding.put_batch(self.mesh, strengths[rows]) if each else jnp.float32(w)
+      out = run(params, self._extractor_params, placed["index"], placed["labels"], strength, key)
       # one batch ahead: the devices work while the host reads
       if pending is not None:
         yield pending
-      pending = slice(first, min(first + self.batch_size, len(index))), *out
+      pending = Batch(slice(first, min(first + self.batch_size, len(index))), *out)
     if pending is not None:
       yield pending
 
-  def __call__(self, params, *, index, labels, w, seed):
-    """All the images at once on the host: uint8 [N,H,W,C]."""
-    out = [
-      np.asarray(batch)[: rows.stop - rows.start]
-      for rows, batch, _ in self.batches(params, index=index, labels=labels, w=w, seed=seed)
-    ]
-    return np.concatenate(out)
+  def __call__(self, params: Mapping[str, Any], **samples) -> np.ndarray:
+    """All the images at once on the host: uint8 [N,H,W,C]; arguments as of `batches`."""
+    return np.concatenate(
+      [
+        np.asarray(batch.images)[: batch.rows.stop - batch.rows.start]
+        for batch in self.batches(params, **samples)
+      ]
+    )

@@ -1,33 +1,59 @@
-"""A trained network, opened from its work directory or its weights file."""
+"""Trained networks, opened from work directories or weights files."""
 
 import dataclasses
+import functools
 import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
 
 from cfg.base import checkpoint, sharding, trees
 from cfg.base import config as config_lib
+from cfg.base.config import ConfigDict
 from cfg.base.errors import UserError, nearest
+from cfg.guidance import MAIN, EpsFn
+from cfg.inference import program
 from cfg.interop import weights
 from cfg.models import unet
 
 
 @dataclasses.dataclass(frozen=True)
-class Trained:
-  """A trained network, ready to sample from."""
+class Network:
+  """A trained network, ready to sample from.
+
+  Attributes:
+    step: completed updates.
+    model: a UNet.
+    params: its averaged parameters.
+    ema_decay: of that average.
+    class_names: by label.
+    image_shape: (H, W, C).
+    data_name: of the data set that it was trained on.
+    weights_sha256: trees.tree_hash of the parameters.
+    config: that it was trained with.
+  """
 
   step: int
-  model: object
-  params: object
-  ema: str
+  model: unet.UNet
+  params: Any
+  ema_decay: float
   class_names: tuple[str, ...]
   image_shape: tuple[int, int, int]
   data_name: str
-  checkpoint_hash: str
-  config: object
+  weights_sha256: str
+  config: ConfigDict
 
   @property
-  def meta(self):
+  def eps_fn(self) -> Callable[[Any], EpsFn]:
+    """parameters -> eps_fn, as program.Program takes it."""
+    return functools.partial(unet.make_eps_fn, self.model)
+
+  @property
+  def meta(self) -> dict[str, Any]:
     """What a weights file says of itself (interop.weights)."""
     return {
       "config": config_lib.to_json(self.config),
@@ -35,13 +61,113 @@ class Trained:
       "image_shape": list(self.image_shape),
       "data_name": self.data_name,
       "step": self.step,
-      "ema": self.ema,
+      "ema": config_lib.ema_name(self.ema_decay),
+    }
+
+  @property
+  def facts(self) -> dict[str, Any]:
+    """What decides a sample, and what a reader wants to know of the network: JSON values."""
+    return {
+      "weights_sha256": self.weights_sha256,
+      "ema_decay": self.ema_decay,
+      "step": self.step,
+      "data": self.data_name,
+      "dtype": str(jnp.dtype(self.model.dtype)),
     }
 
 
-def open_trained(path, *, config=None, mesh=None, ema=None):
-  """The averaged parameters of a work directory or a .safetensors file, on whatever devices there
-  are.
+def load_networks(
+  config: ConfigDict, *, workdir, mesh: Mesh, ema: float | None = None
+) -> dict[str, Network]:
+  """{role: Network} that the config's rule calls: the work directory's, and those of guidance.
+
+  Raises:
+    UserError: as `load_network`, and a guide that is not for the same images.
+  """
+  main = load_network(workdir, config=config, mesh=mesh, ema=ema)
+  return {MAIN: main, **load_guides(config, mesh=mesh, main=main)}
+
+
+def make_program(config: ConfigDict, networks: Mapping[str, Network]) -> program.Program:
+  """The Program of a config on these networks, by role."""
+  main = networks[MAIN]
+  guides = {role: network for role, network in networks.items() if role != MAIN}
+  return program_of_model(config, main.model, image_shape=main.image_shape, guides=guides)
+
+
+def program_of_model(
+  config: ConfigDict,
+  model: unet.UNet,
+  *,
+  image_shape: tuple[int, int, int],
+  guides: Mapping[str, Network],
+) -> program.Program:
+  """The Program of a config on a model, which may be in training, and the networks beside it."""
+  main = functools.partial(unet.make_eps_fn, model)
+  return program.from_config(
+    config,
+    image_shape=image_shape,
+    null_label=model.num_classes,
+    networks={MAIN: main, **{role: guide.eps_fn for role, guide in guides.items()}},
+  )
+
+
+def parameters(networks: Mapping[str, Network]) -> dict[str, Any]:
+  """{role: parameters}, as Generator takes them."""
+  return {role: network.params for role, network in networks.items()}
+
+
+def facts(networks: Mapping[str, Network]) -> dict[str, Any]:
+  """{"main/weights_sha256": ...}: what is to be said of each network."""
+  return {
+    f"{role}/{name}": value
+    for role, network in networks.items()
+    for name, value in network.facts.items()
+  }
+
+
+def load_guides(
+  config: ConfigDict, *, mesh: Mesh, main: Network | None = None
+) -> dict[str, Network]:
+  """{role: Network} of the networks besides MAIN; where `main` is given they must suit it."""
+  guides = {}
+  for role in program.roles(config)[1:]:
+    path, ema = config.guidance[role], config.guidance[f"{role}_ema"]
+    guides[role] = load_network(path, mesh=mesh, ema=ema)
+    if main is not None:
+      check_guide(guides[role], main=main, config=config, name=f"guidance.{role}")
+  return guides
+
+
+def check_guide(guide: Network, *, main: Network, config, name: str) -> None:
+  """Raise UserError unless `guide` takes the images, classes and levels of `main`."""
+  if guide.image_shape != main.image_shape:
+    size = lambda network: "x".join(map(str, network.image_shape))
+    raise UserError(
+      f"{name} is {config.guidance[program.GUIDE]!r}, a network of {size(guide)} images, but the "
+      f"one it guides makes {size(main)}: give one that was trained on the same images."
+    )
+  if guide.model.class_rows != 0 and guide.class_names != main.class_names:
+    raise UserError(
+      f"{name} is {config.guidance[program.GUIDE]!r}, a network of other classes "
+      f"({len(guide.class_names)}: {', '.join(guide.class_names[:3])}, ...) than the one it guides "
+      f"({len(main.class_names)}: {', '.join(main.class_names[:3])}, ...): give one of the same "
+      "classes in the same order, or one without classes."
+    )
+  _, _, logsnr = program.make_sampler(config)
+  ends = guide.config.schedule
+  if logsnr[0] < np.float32(ends.logsnr_min) or logsnr[-1] > np.float32(ends.logsnr_max):
+    raise UserError(
+      f"{name} was trained at log-SNR from {ends.logsnr_min:g} to {ends.logsnr_max:g}, but is "
+      """{"main/weights_sha256": ...}: what is to be said of each network."""
+      "its range."
+    )
+
+
+def load_network(
+  path, *, config: ConfigDict | None = None, mesh: Mesh | None = None, ema: float | None = None
+) -> Network:
+  """The averaged parameters of a work directory or a .safetensors file, on any devices.
 
   Neither the tree nor the mesh of the run that made it needs to be known.
 
@@ -58,9 +184,11 @@ def open_trained(path, *, config=None, mesh=None, ema=None):
   path = pathlib.Path(path)
   file = path if path.suffix == ".safetensors" else path / weights.NAME
   if checkpoint.directory(path).is_dir():
-    params, meta, sections = *_from_checkpoint(path, ema), config_lib.TRAINING_SECTIONS
+    params, meta = _from_checkpoint(path, ema)
+    sections: tuple[str, ...] = config_lib.TRAINING_SECTIONS
   elif file.is_file():
-    params, meta, sections = *weights.read(file), ("model",)
+    params, meta = weights.read(file)
+    sections = ("model",)
     if ema is not None and config_lib.ema_name(ema) != meta["ema"]:
       raise UserError(
         f"{str(file)!r} holds the EMA of decay {meta['ema']} alone, not {config_lib.ema_name(ema)}."
@@ -78,15 +206,15 @@ def open_trained(path, *, config=None, mesh=None, ema=None):
     (config or stored).model, num_classes=len(class_names), image_shape=image_shape
   )
   check_params(params, model=model, image_shape=image_shape, path=path)
-  return Trained(
+  return Network(
     step=meta["step"],
     model=model,
     params=jax.device_put(params, jax.devices()[0] if mesh is None else sharding.replicated(mesh)),
-    ema=meta["ema"],
+    ema_decay=float(meta["ema"]),
     class_names=class_names,
     image_shape=image_shape,
     data_name=meta["data_name"],
-    checkpoint_hash=trees.tree_hash(params),
+    weights_sha256=trees.tree_hash(params),
     config=stored,
   )
 
@@ -128,14 +256,16 @@ def check_params(params, *, model, image_shape, path):
 
 
 def export(path, out, *, ema=None):
-  """Write the averaged parameters of a work directory to the .safetensors file `out`; returns the
-  Trained.
+  """Write the averaged parameters of a work directory to the .safetensors file `out`.
+
+  Returns:
+    The Network.
   """
   out = pathlib.Path(out)
   if out.suffix != ".safetensors" or not out.parent.is_dir():
     raise UserError(
       f"--out={str(out)!r}: give a file name that ends in .safetensors, in a folder that is there."
     )
-  trained = open_trained(path, ema=ema)
-  weights.write(out, params=jax.device_get(trained.params), meta=trained.meta)
-  return trained
+  network = load_network(path, ema=ema)
+  weights.write(out, params=jax.device_get(network.params), meta=network.meta)
+  return network

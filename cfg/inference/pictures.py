@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cfg.base import config as config_lib
 from cfg.base import files, images, sharding
 from cfg.base.errors import UserError, nearest
-from cfg.inference import generator
-from cfg.inference.network import open_trained
+from cfg.guidance import MAIN
+from cfg.inference import network, program
+from cfg.inference.generator import Generator
 from cfg.report import figures, table
 
 MOST_DEFAULT_CLASSES = 10
@@ -101,21 +101,19 @@ def sample(config, *, mesh, workdir, labels, num, w, seed, ema=None, out=None):
     raise UserError(f"--num is {num}: give the number of samples of each class, at least 1.")
   if not 0 <= seed < 2**32:
     raise UserError(f"--seed is {seed}: it must lie between 0 and 2^32 - 1.")
-  config_lib.check_guidable(config, [w])
-  trained = open_trained(workdir, config=config, mesh=mesh, ema=ema)
-  names = trained.class_names
+  program.check(config, [w])
+  networks = network.load_networks(config, workdir=workdir, mesh=mesh, ema=ema)
+  main = networks[MAIN]
+  names = main.class_names
   chosen = parse_labels(labels, names) or list(range(min(len(names), MOST_DEFAULT_CLASSES)))
-  index, y = np.tile(np.arange(num), len(chosen)), np.repeat(chosen, num)
-  # at w = 0 the mix is the conditional branch: the other need not be computed
-  sampler = generator.Generator(
-    model=trained.model,
-    config=config,
-    image_shape=trained.image_shape,
+  index = np.tile(np.arange(num), len(chosen))
+  y = np.repeat(chosen, num)
+  generator = Generator(
+    network.make_program(config, networks),
     mesh=mesh,
-    guided=w != 0,
     batch_size=sharding.round_up(mesh, min(len(y), config.sweep.batch_size)),
   )
-  pictures = sampler(trained.params, index=index, labels=y, w=w, seed=seed)
+  pictures = generator(network.parameters(networks), index=index, labels=y, w=w, seed=seed)
 
   out = (
     pathlib.Path(out)
@@ -123,6 +121,7 @@ def sample(config, *, mesh, workdir, labels, num, w, seed, ema=None, out=None):
     else pathlib.Path(workdir) / "samples" / f"{table.strength_name(w)}_seed{seed}"
   )
   out.mkdir(parents=True, exist_ok=True)
+  strength = program.strength_facts(generator.program.rule, w)
   rows = []
   for i, label, picture in zip(index, y, pictures):
     file = f"class{label:04d}_{i:05d}.png"
@@ -134,28 +133,23 @@ def sample(config, *, mesh, workdir, labels, num, w, seed, ema=None, out=None):
         "label": int(label),
         "class_name": names[label],
         "seed": seed,
-        "w": w,
-        "scale": 1 + w,
+        **strength,
       }
     )
   figures.write_grid(
     out / "grid.png",
-    pictures.reshape(len(chosen), num, *trained.image_shape),
+    pictures.reshape(len(chosen), num, *main.image_shape),
     row_names=figures.class_titles(names, chosen),
     column_names=[str(i) for i in range(num)],
     row_title="class",
     column_title=f"sample index; w = {w:g} (scale = {1 + w:g}), seed {seed}",
   )
+  calls = generator.nfe(w)
   about = {
-    "data": trained.data_name,
-    "sampler": config.sampler.name,
-    "num_steps": config.sampler.num_steps,
-    "var_interp": config.sampler.var_interp,
-    "clip_x": config.sampler.clip_x,
-    "nfe": sampler.nfe,
-    "ema": float(trained.ema),
-    "step": trained.step,
-    "checkpoint_hash": trained.checkpoint_hash,
+    **program.facts(config),
+    **network.facts(networks),
+    "nfe": sum(calls.values()),
+    **{f"{role}/nfe": rows for role, rows in calls.items()},
   }
   files.write_json(out / "samples.json", {"about": about, "samples": rows})
   return out

@@ -1,16 +1,17 @@
 """Reference statistics: what real images gave in a network's outputs, with what made them; ours,
 ADM's and EDM's files.
 
-Ours is an .npz of "about" (JSON), "<output>/mean", "<output>/cov", "<output>/count",
-"<output>/prob_sum", "<output>/plogp_sum" and "features". ADM's and EDM's hold mu and sigma of
-pool_3, ADM's also mu_s and sigma_s of the spatial features, and the images behind precision and
-recall, arr_0.
+Ours is an .npz of "about" (JSON), which lists the outputs, and of "<output>/mean", "<output>/cov",
+"<output>/count", "<output>/prob_sum", "<output>/plogp_sum" and "<output>/features". ADM's and EDM's
+hold mu and sigma of pool_3, ADM's also mu_s and sigma_s of the spatial features, and the images
+behind precision and recall, arr_0.
 """
 
 import dataclasses
 import hashlib
 import json
 import pathlib
+import zipfile
 
 import numpy as np
 
@@ -18,68 +19,103 @@ from cfg.base import files
 from cfg.base.errors import UserError
 from cfg.metrics import statistics
 
-FORMAT = "cfg-reference-1"
+FORMAT = "cfg-reference-2"
 # images whose features are kept for precision, recall and KID; ADM's evaluator has as many
 KEPT = 10_000
 OTHERS = {"pool_3": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Reference:
   """What is known of real images in a network's outputs.
 
   Attributes:
-    about: facts, JSON-able; "extractor_sha256", "num_images", "images_sha256" and "correct" where
-      they are known.
+    about: facts, JSON-able; "extractor_sha256", "num_images", "images_sha256" and "correct",
+      {output: number of images}, where they are known.
     gaussians: {output: statistics.Gaussian or Moments}.
-    features: [M,D] of the output behind precision and recall, or None.
+    entropies: {output: statistics.ClassEntropy}; empty in files of others.
+    features: {output: [M,D]}, where there is precision, recall or KID.
     images: uint8 [M,H,W,3] to take features of, or None.
     sha256: of the file; of the pixels where there is none.
-    entropies: {output: statistics.ClassEntropy}; empty in files of others.
   """
 
   about: dict
   gaussians: dict
-  features: np.ndarray | None
-  images: np.ndarray | None
   sha256: str
   entropies: dict = dataclasses.field(default_factory=dict)
+  features: dict = dataclasses.field(default_factory=dict)
+  images: np.ndarray | None = None
 
 
-def of(measured, *, about, sha256):
-  """The Reference of statistics.SampleStatistics: KEPT of the features, evenly spaced."""
-  features = np.concatenate(measured.features) if measured.features else None
-  if features is not None:
-    features = features[
-      np.linspace(0, len(features) - 1, min(KEPT, len(features))).round().astype(int)
-    ]
+def of(measured: statistics.SampleStatistics, *, about: dict, sha256: str) -> Reference:
+  """The Reference of measured images: KEPT of the features, evenly spaced."""
+  facts = {**about, "num_images": measured.count}
+  if measured.correct:
+    facts["correct"] = measured.correct
+  return Reference(
+    about=facts,
+    gaussians=measured.gaussians,
+    sha256=sha256,
+    entropies=measured.entropies,
+    features={name: _evenly(np.concatenate(parts)) for name, parts in measured.features.items()},
+  )
+
+
+def _evenly(features):
+  """KEPT rows, evenly spaced."""
+  count = min(KEPT, len(features))
+  return features[np.linspace(0, len(features) - 1, count).round().astype(int)]
+
+
+def write(path, reference: Reference) -> None:
+  """Write a Reference of our own measuring to our file; equal content makes an equal file.
+
+  Raises:
+    UserError: a statistic is not finite; nothing is written.
+  """
+  check_finite(reference, where=f"the images of {reference.about.get('name')!r}")
   about = {
-    **about,
-    "num_images": measured.count,
-    **({} if measured.correct is None else {"correct": measured.correct}),
+    **reference.about,
+    "format": FORMAT,
+    "gaussians": list(reference.gaussians),
+    "entropies": list(reference.entropies),
+    "features": list(reference.features),
   }
-  return Reference(about, measured.gaussians, features, None, sha256, measured.entropies)
-
-
-def write(path, found):
-  """Write a Reference of our own measuring to our file; equal content makes an equal file."""
-  arrays = {"about": np.asarray(json.dumps({"format": FORMAT, **found.about}, sort_keys=True))}
-  for output, gaussian in found.gaussians.items():
+  arrays = {"about": np.asarray(json.dumps(about, sort_keys=True))}
+  for output, gaussian in reference.gaussians.items():
     arrays |= {
       f"{output}/mean": gaussian.mean,
       f"{output}/cov": gaussian.cov,
       f"{output}/count": np.asarray(gaussian.count),
     }
-  for output, entropy in found.entropies.items():
+  for output, entropy in reference.entropies.items():
     arrays |= {
       f"{output}/prob_sum": entropy.prob_sum,
       f"{output}/plogp_sum": np.asarray(entropy.plogp_sum),
     }
-  features = np.zeros((0, 1)) if found.features is None else found.features
-  files.write_npz(pathlib.Path(path), {**arrays, "features": np.asarray(features, np.float32)})
+  for output, features in reference.features.items():
+    arrays[f"{output}/features"] = np.asarray(features, np.float32)
+  files.write_npz(pathlib.Path(path), arrays)
 
 
-def read(path, *, dims=None):
+def names(path) -> list[str] | None:
+  """The names of the arrays in an .npz, without reading them; None if it is no .npz."""
+  path = pathlib.Path(path)
+  try:
+    with zipfile.ZipFile(path) as archive:
+      stems = [pathlib.PurePosixPath(name) for name in archive.namelist()]
+  except (OSError, zipfile.BadZipFile):
+    return None
+  arrays = [str(stem.with_suffix("")) for stem in stems if stem.suffix == ".npy"]
+  return arrays if path.suffix == ".npz" else None
+
+
+def has_statistics(arrays) -> bool:
+  """Whether an .npz with arrays of these names is a file of ours, ADM's or EDM's."""
+  return "about" in arrays or any({mean, cov} <= {*arrays} for mean, cov in OTHERS.values())
+
+
+def read(path, *, dims=None) -> Reference:
   """The Reference in a file of ours, ADM's or EDM's.
 
   Args:
@@ -92,62 +128,75 @@ def read(path, *, dims=None):
   path = pathlib.Path(path).expanduser()
   try:
     arrays = files.read_npz(path)
-    entropies = {}
-    if "about" in arrays:
-      about, gaussians, features, entropies = _ours(arrays)
-    else:
-      about = {"format": "published statistics", "name": path.name}
-      gaussians = {
-        space: statistics.Moments(arrays[mean], arrays[cov])
-        for space, (mean, cov) in OTHERS.items()
-        if mean in arrays and cov in arrays
-      }
-      features = None
-    images = arrays.get("arr_0")
+    with path.open("rb") as file:
+      sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    reference = _ours(arrays, sha256) if "about" in arrays else _others(arrays, path.name, sha256)
   except OSError as e:
     raise UserError(f"cannot read the reference {str(path)!r}: {e.strerror or e}.") from e
   except (ValueError, KeyError, TypeError) as e:
     raise UserError(
       f"the reference {str(path)!r} cannot be used ({e}): make it again, or get it again."
     ) from e
-  if not gaussians:
-    raise UserError(
-      f"the reference {str(path)!r} has {', '.join(arrays) or 'nothing'}: it must be a file of "
-      f"--make_reference, or have mu and sigma as ADM's and EDM's."
-    )
-  for space, stats in gaussians.items():
-    dim = (dims or {}).get(space, stats.mean.size)
-    if (
-      stats.mean.shape != (dim,)
-      or stats.cov.shape != (dim, dim)
-      or not np.isfinite(stats.cov).all()
-    ):
+  if not reference.gaussians:
+    raise UserError(f"the reference {str(path)!r} {without_statistics(arrays)}")
+  for output, stats in reference.gaussians.items():
+    dim = (dims or {}).get(output, stats.mean.size)
+    if stats.mean.shape != (dim,) or stats.cov.shape != (dim, dim):
       raise UserError(
         f"the reference {str(path)!r} has a mean of {list(stats.mean.shape)} and a covariance of "
-        f"{list(stats.cov.shape)} in {space}, which has {dim} features."
+        f"{list(stats.cov.shape)} in {output}, which has {dim} features."
       )
-  with path.open("rb") as file:
-    return Reference(
-      about, gaussians, features, images, hashlib.file_digest(file, "sha256").hexdigest(), entropies
-    )
+  check_finite(reference, where=f"the reference {str(path)!r}")
+  return reference
 
 
-def _ours(arrays):
+def without_statistics(arrays) -> str:
+  """What to say of an .npz whose arrays are no statistics."""
+  return (
+    f"has {', '.join(arrays) or 'nothing'}: it must be a file of --make_reference, or have mu and "
+    "sigma, as ADM's and EDM's have; of images, arr_0."
+  )
+
+
+def check_finite(reference: Reference, *, where: str) -> None:
+  """Raise UserError if a mean or covariance has NaN or infinite numbers."""
+  for output, stats in reference.gaussians.items():
+    for what, values in (("mean", stats.mean), ("covariance", stats.cov)):
+      if not np.isfinite(values).all():
+        kind = "NaN" if np.isnan(values).any() else "infinite numbers"
+        raise UserError(f"the {what} of {where} in {output} has {kind}: it cannot be used.")
+
+
+def _ours(arrays, sha256):
   about = json.loads(str(arrays["about"]))
-  if about.pop("format") != FORMAT:
-    raise ValueError("its format is not known here")
-  spaces = [name.removesuffix("/mean") for name in arrays if name.endswith("/mean")]
+  if (found := about.pop("format", None)) != FORMAT:
+    raise ValueError(f"its format is {found!r}, not {FORMAT!r}")
   gaussians = {}
-  for space in spaces:
-    count = int(arrays[f"{space}/count"])
-    gaussians[space] = statistics.Gaussian(
-      count, arrays[f"{space}/mean"], arrays[f"{space}/cov"] * (count - 1)
-    )
+  for output in about.pop("gaussians"):
+    count = int(arrays[f"{output}/count"])
+    scatter = arrays[f"{output}/cov"] * (count - 1)
+    gaussians[output] = statistics.Gaussian(count, arrays[f"{output}/mean"], scatter)
   entropies = {
-    name.removesuffix("/prob_sum"): statistics.ClassEntropy(
-      about["num_images"], sums, float(arrays[name.replace("/prob_sum", "/plogp_sum")])
+    output: statistics.ClassEntropy(
+      about["num_images"], arrays[f"{output}/prob_sum"], float(arrays[f"{output}/plogp_sum"])
     )
-    for name, sums in arrays.items()
-    if name.endswith("/prob_sum")
+    for output in about.pop("entropies")
   }
-  return about, gaussians, arrays["features"] if len(arrays["features"]) else None, entropies
+  features = {output: arrays[f"{output}/features"] for output in about.pop("features")}
+  return Reference(
+    about=about, gaussians=gaussians, sha256=sha256, entropies=entropies, features=features
+  )
+
+
+def _others(arrays, name, sha256):
+  gaussians = {
+    output: statistics.Moments(arrays[mean], arrays[cov])
+    for output, (mean, cov) in OTHERS.items()
+    if mean in arrays and cov in arrays
+  }
+  return Reference(
+    about={"format": "published statistics", "name": name},
+    gaussians=gaussians,
+    sha256=sha256,
+    images=arrays.get("arr_0"),
+  )

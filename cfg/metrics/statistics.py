@@ -2,11 +2,16 @@
 
 import dataclasses
 import functools
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-# rows of features that are waited for before they are added: a sum of [D,D] costs as much for one
+from cfg.metrics.metric import Metric, outputs
+
+# buffer this many rows for each update: adding a [D,D] scatter costs the same for one row
 GATHERED = 512
+# kinds of metrics that need the features themselves
+PAIRWISE = ("precision", "recall", "kid")
 LABELS = "labels"
 
 
@@ -108,53 +113,63 @@ def softmax(logits):
 
 @dataclasses.dataclass
 class SampleStatistics:
-  """What the metrics need of a set of images in the spaces of an extractor.Extractor, in one
-  streaming object.
+  """What the metrics need of a set of images, in one streaming object.
+
+  Attributes:
+    count: images.
+    gaussians: {output: Gaussian}, where there is a Fréchet distance.
+    entropies: {output: ClassEntropy}, where there is an Inception Score.
+    features: {output: list of arrays [n,D], in order}, where there is precision, recall or KID.
+    correct: {output: images whose largest entry is their label's}, where there is an accuracy;
+      None without labels.
   """
 
   count: int
-  gaussians: dict  # {output: Gaussian}, of those with a Fréchet distance
-  entropies: dict  # {output: ClassEntropy}, of those with an Inception Score
-  features: list  # of arrays [n,D] of the output behind precision, recall and KID, in order
-  correct: (
-    int | None
-  )  # images that are of their label's class; None without labels or without such an output
+  gaussians: dict[str, Gaussian]
+  entropies: dict[str, ClassEntropy]
+  features: dict[str, list[np.ndarray]]
+  correct: dict[str, int] | None
 
   @classmethod
-  def empty(cls, extractor):
-    dims = extractor.dims
+  def empty(cls, metrics: Iterable[Metric], *, dims: Mapping[str, int]) -> "SampleStatistics":
+    """Of no images; `dims` are {output: dimension}."""
     return cls(
-      0,
-      {name: Gaussian.empty(dims[name]) for name in extractor.frechet},
-      {name: ClassEntropy.empty(dims[name]) for name in extractor.scores},
-      [],
-      None if extractor.classes is None else 0,
+      count=0,
+      gaussians={name: Gaussian.empty(dims[name]) for name in outputs(metrics, "frechet")},
+      entropies={name: ClassEntropy.empty(dims[name]) for name in outputs(metrics, "score")},
+      features={name: [] for name in outputs(metrics, *PAIRWISE)},
+      correct={name: 0 for name in outputs(metrics, "accuracy")},
     )
 
   @classmethod
-  def of(cls, extractor, outputs, labels=None):
+  def of(cls, metrics: Iterable[Metric], batch: Mapping, labels=None) -> "SampleStatistics":
     """Of one batch, {output: [N, dim]}, and its labels [N]."""
-    space = extractor.pairwise
-    known = labels is not None and extractor.classes is not None
+    agree = lambda logits: int(np.sum(np.argmax(logits, axis=1) == np.asarray(labels)))
+    correct = None
+    if labels is not None:
+      correct = {name: agree(batch[name]) for name in outputs(metrics, "accuracy")}
     return cls(
-      len(next(iter(outputs.values()))),
-      {name: Gaussian.of(outputs[name]) for name in extractor.frechet},
-      {name: ClassEntropy.of(softmax(outputs[name])) for name in extractor.scores},
-      [] if space is None else [np.asarray(outputs[space], np.float32)],
-      int(np.sum(np.argmax(outputs[extractor.classes], axis=1) == np.asarray(labels)))
-      if known
-      else None,
+      count=len(next(iter(batch.values()))),
+      gaussians={name: Gaussian.of(batch[name]) for name in outputs(metrics, "frechet")},
+      entropies={name: ClassEntropy.of(softmax(batch[name])) for name in outputs(metrics, "score")},
+      features={
+        name: [np.asarray(batch[name], np.float32)] for name in outputs(metrics, *PAIRWISE)
+      },
+      correct=correct,
     )
 
-  def merge(self, other):
+  def merge(self, other: "SampleStatistics") -> "SampleStatistics":
     """The statistics of both sets together."""
-    together = lambda a, b: {name: a[name].merge(b[name]) for name in a}
+    join = lambda a, b: {name: a[name].merge(b[name]) for name in a}
+    correct = None
+    if self.correct is not None and other.correct is not None:
+      correct = {name: count + other.correct[name] for name, count in self.correct.items()}
     return SampleStatistics(
-      self.count + other.count,
-      together(self.gaussians, other.gaussians),
-      together(self.entropies, other.entropies),
-      self.features + other.features,
-      None if self.correct is None or other.correct is None else self.correct + other.correct,
+      count=self.count + other.count,
+      gaussians=join(self.gaussians, other.gaussians),
+      entropies=join(self.entropies, other.entropies),
+      features={name: parts + other.features[name] for name, parts in self.features.items()},
+      correct=correct,
     )
 
 
@@ -168,18 +183,23 @@ class Accumulator:
   on how the rows came.
 
   Args:
-    extractor: an extractor.Extractor.
+    metrics: what the sums are for.
+    dims: {output: dimension}.
     block_of: [N] which block each image belongs to, from 0 on.
   """
 
-  def __init__(self, extractor, *, block_of):
-    self._extractor, self._block_of = extractor, np.asarray(block_of)
-    self._blocks = [SampleStatistics.empty(extractor) for _ in range(int(self._block_of.max()) + 1)]
-    self._waiting, self._done, self.count = [], 0, 0
+  def __init__(self, metrics: Iterable[Metric], *, dims: Mapping[str, int], block_of):
+    self._metrics = tuple(metrics)
+    self._block_of = np.asarray(block_of)
+    num_blocks = int(self._block_of.max()) + 1
+    self._blocks = [SampleStatistics.empty(self._metrics, dims=dims) for _ in range(num_blocks)]
+    self._waiting = []
+    self._done = 0
+    self.count = 0
 
-  def add(self, outputs, labels=None):
+  def add(self, batch: Mapping, labels=None) -> None:
     """The next images' outputs, {output: [n, dim]}, and their labels [n] where they are known."""
-    rows = {**outputs, **({} if labels is None else {LABELS: np.asarray(labels)})}
+    rows = {**batch, **({} if labels is None else {LABELS: np.asarray(labels)})}
     while rows:
       free = self._done + GATHERED - self.count
       self._waiting.append({name: a[:free] for name, a in rows.items()})
@@ -190,15 +210,17 @@ class Accumulator:
         self._sum()
 
   def _sum(self):
-    outputs = {
-      name: np.concatenate([some[name] for some in self._waiting]) for name in self._waiting[0]
+    rows = {
+      name: np.concatenate([part[name] for part in self._waiting]) for name in self._waiting[0]
     }
     block_of = self._block_of[self._done : self.count]
     for block in np.unique(block_of):
-      mine = {name: a[block_of == block] for name, a in outputs.items()}
-      part = SampleStatistics.of(self._extractor, mine, mine.pop(LABELS, None))
+      batch = {name: a[block_of == block] for name, a in rows.items()}
+      labels = batch.pop(LABELS, None)
+      part = SampleStatistics.of(self._metrics, batch, labels)
       self._blocks[block] = self._blocks[block].merge(part)
-    self._waiting, self._done = [], self.count
+    self._waiting = []
+    self._done = self.count
 
   @property
   def blocks(self):

@@ -1,6 +1,8 @@
 """The pictures of a sweep: curves against the strength, labelled grids, nearest training images."""
 
 import functools
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import matplotlib.figure
 import matplotlib.font_manager
@@ -9,10 +11,11 @@ import numpy as np
 
 from cfg.base import files, images
 from cfg.data import pipeline
+from cfg.metrics.metric import Metric
 
 # rows of grid.png and nearest.png
 MOST_ROWS = 16
-# of a name in a picture
+# longest class name shown in a figure, in characters
 LONGEST = 24
 EAST_ASIAN = (
   "Noto Sans CJK SC",
@@ -34,7 +37,7 @@ EAST_ASIAN = (
 BLUE, ORANGE, GREY = "#1f5fa8", "#d9741a", "#6b6b6b"
 COLOURS = (BLUE, ORANGE, "#3a923a", "#8e4fa8", "#b03a3a", "#7a5230", "#c25a9b", GREY)
 DOTS = dict(marker="o", markersize=4, linewidth=1.5, capsize=2)
-# of a legend: its name, and the middle in shares of the axes
+# candidate legend positions: matplotlib's name -> centre, in axes coordinates
 PLACES = {
   "upper right": (0.75, 0.9),
   "upper left": (0.25, 0.9),
@@ -44,16 +47,26 @@ PLACES = {
   "center left": (0.25, 0.5),
 }
 COLUMNS = 3
-LOWER, HIGHER = "lower is better", "higher is better"
 
 
-def write_curve(path, *, series, panels, trade, real, title):
+class Panel(NamedTuple):
+  """A plot of metrics against w that share an axis: {metric: name of its line}; `better` is
+  "lower", "higher" or "".
+  """
+
+  title: str
+  better: str
+  lines: Mapping[Metric, str]
+
+
+def write_curve(path, *, series, panels, trade, real, title) -> None:
   """Metrics against w, and one against another as in the paper's figures 4 and 5.
 
   Args:
+    path: of the PNG.
     series: {label: rows}, a line each; {"": rows} where there is but one.
-    panels: a list of (title, hint, {metric: label}): those of one panel share its axis.
-    trade: ((metric, name), (metric, name)) of the last panel, x and y; None for no such panel.
+    panels: of Panel.
+    trade: (Metric, Metric) of the last plot, x and y; None for no such plot.
     real: a row of real images, or None.
     title: of the figure.
   """
@@ -62,7 +75,7 @@ def write_curve(path, *, series, panels, trade, real, title):
   figure = matplotlib.figure.Figure(figsize=(13, 3.6 * rows + 0.4), layout="constrained", dpi=120)
   axes = figure.subplots(rows, min(count, COLUMNS), squeeze=False).ravel()
   for place, panel in zip(axes, panels):
-    _against_strength(place, *panel, series=series, real=real)
+    _against_strength(place, panel, series=series, real=real)
   if trade is not None:
     _trade(axes[count - 1], *trade, series=series, real=real)
   for place in axes[count:]:
@@ -101,16 +114,17 @@ def _values(rows, metric):
   get = lambda name: np.array(
     [np.nan if row.get(name) is None else row[name] for row in rows], float
   )
-  return get(metric), get(f"{metric}_err")
+  return get(metric.key), get(metric.err)
 
 
-def _against_strength(axes, title, hint, metrics, *, series, real):
-  colours, first = iter(COLOURS * len(series)), next(iter(metrics))
-  for metric, name in metrics.items():
+def _against_strength(axes, panel, *, series, real):
+  colours = iter(COLOURS * len(series))
+  first = next(iter(panel.lines)).key
+  for metric, name in panel.lines.items():
     for label, rows in series.items():
       value, error = _values(rows, metric)
       if not np.isnan(value).any():
-        words = [word for word in (name if len(metrics) > 1 else "", label) if word]
+        words = [word for word in (name if len(panel.lines) > 1 else "", label) if word]
         axes.errorbar(
           [row["w"] for row in rows],
           value,
@@ -129,39 +143,41 @@ def _against_strength(axes, title, hint, metrics, *, series, real):
     )
   axes.set(
     xlabel="guidance strength w",
-    ylabel=f"{title} ({hint})" if hint else title,
-    title=f"{title} against w",
+    ylabel=f"{panel.title} ({panel.better} is better)" if panel.better else panel.title,
+    title=f"{panel.title} against w",
   )
-  if hint == LOWER:
+  if panel.better == "lower":
     axes.set_ylim(bottom=0)
   _legend(axes)
 
 
 def _trade(axes, x, y, *, series, real):
   for colour, (label, rows) in zip(COLOURS * len(series), series.items()):
-    (across, across_err), (up, up_err) = _values(rows, x[0]), _values(rows, y[0])
+    across, across_err = _values(rows, x)
+    up, up_err = _values(rows, y)
     axes.errorbar(across, up, up_err, across_err, color=colour, label=label or None, **DOTS)
-  if real is not None and real.get(x[0]) is not None and real.get(y[0]) is not None:
+  if real is not None and real.get(x.key) is not None and real.get(y.key) is not None:
     axes.plot(
-      real[x[0]],
-      real[y[0]],
+      real[x.key],
+      real[y.key],
       "*",
       color=GREY,
       markersize=10,
       label=f"real held-out images, N={real['num_samples']}",
     )
-  axes.set(xlabel=x[1], ylabel=y[1], title=f"{y[1]} against {x[1]}")
+  axes.set(xlabel=x.title, ylabel=y.title, title=f"{y.title} against {x.title}")
   axes.locator_params(axis="x", nbins=5)
   axes.set_ylim(bottom=0)
   _legend(axes)
   first = next(iter(series.values()))
-  _label_strengths(axes, first, _values(first, x[0])[0], _values(first, y[0])[0])
+  _label_strengths(axes, first, _values(first, x)[0], _values(first, y)[0])
 
 
 def _label_strengths(axes, rows, across, up):
   """w beside its point; where labels would lie upon each other, the first of them."""
   axes.figure.draw_without_rendering()  # places the axes
-  side, kept = "left" if up[-1] < up[0] else "right", []  # of the label that is at its point
+  side = "left" if up[-1] < up[0] else "right"  # the side of the label that touches its point
+  kept = []
   for row, place in zip(rows, zip(across, up)):
     low = place[1] < 0.25 * np.nanmax(up)  # the curve runs flat there: the label goes below it
     text = axes.annotate(

@@ -1,39 +1,54 @@
-"""One strength of a sweep: sampled, measured, and kept batch by batch, so that a kill costs at most
-the batch at hand.
-"""
+"""One strength of a sweep: drawn, measured, kept batch by batch; a kill costs one batch."""
 
+import pathlib
 import shutil
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import numpy as np
 
 from cfg.base import files
+from cfg.base.config import ConfigDict
+from cfg.features.references import Measured
+from cfg.inference import network
+from cfg.inference.generator import Generator
 from cfg.metrics import statistics, summary
+from cfg.sweep.variant import Variant
 
 # pictures kept of each strength, for the grid and the nearest training images
 KEPT = 100
 PICTURES = "pictures"
 
 
-def measure(settings, w, *, trained, extractor, sampler, references, folder, on_images):
-  """(metrics of evaluation.summary, kept pictures uint8 [K,H,W,C]) of one strength.
+def measure_strength(
+  variant: Variant,
+  w: float,
+  *,
+  settings: ConfigDict,
+  measured: Measured,
+  generator: Generator,
+  on_images: Callable[[int, bool], None],
+) -> tuple[dict[str, Any], np.ndarray]:
+  """(metrics of metrics.summary, kept pictures uint8 [K,H,W,C]) of one strength.
+
+  What each batch gave is kept in a folder until `forget`: a call that finds batches there
+  continues after them.
 
   Args:
+    variant: what is drawn.
+    w: the strength.
     settings: the sweep's, num_samples a multiple of blocks times classes.
-    w: the paper's guidance strength.
-    trained: a trained.Trained.
-    extractor: what `sampler` measures in.
-    sampler: a generate.Generator.
-    references: (train, heldout), reference.Reference.
-    folder: for what each batch gave; emptied by `forget` when the row is written. A call that finds
-      batches there goes on after them.
+    measured: what `generator` measures in, and what real images gave there.
+    generator: of the variant's program.
     on_images: called with the number of images that are done, and whether the last of them were
       kept by an earlier call.
   """
+  extractor = measured.extractor
   index = np.arange(settings.num_samples)
-  labels = index % trained.model.num_classes
-  sums = statistics.Accumulator(
-    extractor, block_of=index // (settings.num_samples // settings.num_blocks)
-  )
+  labels = index % variant.num_classes
+  block_of = index // (settings.num_samples // settings.num_blocks)
+  sums = statistics.Accumulator(extractor.metrics, dims=extractor.dims, block_of=block_of)
+  folder = _folder(variant, w)
   folder.mkdir(parents=True, exist_ok=True)
   pictures = []
 
@@ -45,37 +60,43 @@ def measure(settings, w, *, trained, extractor, sampler, references, folder, on_
 
   for batch in _stored(folder, outputs=extractor.dims, most=settings.num_samples):
     add(batch, kept=True)
-  done, keep = sums.count, min(settings.num_samples, KEPT)
-  for rows, images, outputs in sampler.batches(
-    trained.params, index=index[done:], labels=labels[done:], w=w, seed=settings.seed
-  ):
-    count, first = rows.stop - rows.start, done + rows.start
-    batch = {name: np.asarray(a)[:count] for name, a in outputs.items()}
+  done = sums.count
+  samples = dict(index=index[done:], labels=labels[done:], w=w, seed=settings.seed)
+  for drawn in generator.batches(network.parameters(variant.networks), **samples):
+    count = drawn.rows.stop - drawn.rows.start
+    first = done + drawn.rows.start
+    batch = {name: np.asarray(a)[:count] for name, a in drawn.outputs.items()}
     # only the pictures that are kept leave the devices
-    batch[PICTURES] = np.asarray(images[: max(0, min(count, keep - first))])
+    batch[PICTURES] = np.asarray(drawn.images[: max(0, min(count, KEPT - first))])
     files.write_npz(folder / _name(first, first + count), batch)
     add(batch, kept=False)
   values = summary.summarise(
     sums.blocks,
-    extractor=extractor,
-    train=references[0],
-    heldout=references[1],
+    metrics=extractor.metrics,
+    train=measured.train,
+    heldout=measured.heldout,
     allow_few=settings.allow_few,
     extrapolate=settings.extrapolate,
   )
   return values, np.concatenate(pictures)
 
 
-def forget(folder):
-  """Remove what `measure` kept."""
-  shutil.rmtree(folder, ignore_errors=True)
+def forget(variant: Variant, w: float) -> None:
+  """Remove the batches that `measure_strength` kept."""
+  shutil.rmtree(_folder(variant, w), ignore_errors=True)
+
+
+def _folder(variant, w):
+  """Where the batches of a strength are kept."""
+  return variant.path(w, ".partial")
 
 
 def _name(first, last):
+  """The file of the samples [first, last)."""
   return f"{first:08d}-{last:08d}.npz"
 
 
-def _stored(folder, *, outputs, most):
+def _stored(folder: pathlib.Path, *, outputs: Iterable[str], most: int) -> Iterator[dict]:
   """Yield what the batches before the first that is missing or damaged gave."""
   last = 0
   for path in sorted(folder.glob("*.npz")):
@@ -86,9 +107,9 @@ def _stored(folder, *, outputs, most):
       batch = files.read_npz(path)
     except (OSError, ValueError):
       continue
-    if batch.keys() != {*outputs, PICTURES} or any(
-      len(batch[name]) != end - first for name in outputs
-    ):
+    if batch.keys() != {*outputs, PICTURES}:
+      continue
+    if any(len(batch[name]) != end - first for name in outputs):
       continue
     last = end
     yield batch

@@ -13,8 +13,7 @@ from cfg import losses, schedules
 from cfg.base import config as config_lib
 from cfg.base import images, sharding
 from cfg.data import pipeline
-from cfg.features import extractor as extractor_lib
-from cfg.features import placed, references, select
+from cfg.features import references, select
 from cfg.inference.generator import Generator
 from cfg.metrics import statistics, summary
 from cfg.models import unet
@@ -148,23 +147,25 @@ class FewSamples:
 
   def __init__(self, config, *, model, dataset, mesh, workdir):
     self._config, self._num_classes = config.watch, model.num_classes
-    found = select.get_extractors(config, dataset=dataset, workdir=workdir)
     settings = config.sweep.copy_and_resolve_references()
     settings.num_samples = config.watch.num_samples
-    pairs = [
-      references.references(
-        config, settings, dataset=dataset, placed=placed.Placed(e, mesh), workdir=workdir
+    self._measured = references.combined(
+      references.measure_all(
+        config,
+        settings,
+        dataset=dataset,
+        extractors=select.extractors(config, dataset=dataset, workdir=workdir),
+        mesh=mesh,
+        workdir=workdir,
+        heldout=False,
       )
-      for e in found
-    ]
-    self._train = references.together([train for train, _ in pairs])
-    self._extractor = extractor_lib.together(found)
+    )
     self._generator = Generator(
       model=model,
       config=config,
       image_shape=dataset.image_shape,
       mesh=mesh,
-      extractor=self._extractor,
+      extractor=self._measured.extractor,
       batch_size=sharding.round_up(mesh, min(config.watch.num_samples, config.sweep.batch_size)),
     )
 
@@ -172,8 +173,11 @@ class FewSamples:
     """{"biased_n<N>/w<w>/<metric>": number} of the same noises each time."""
     index, values = np.arange(self._config.num_samples), {}
     labels = index % self._num_classes
+    extractor = self._measured.extractor
     for w in self._config.w:
-      sums = statistics.Accumulator(self._extractor, block_of=np.zeros(len(index), int))
+      sums = statistics.Accumulator(
+        extractor.metrics, dims=extractor.dims, block_of=np.zeros(len(index), int)
+      )
       for rows, _, outputs in self._generator.batches(
         params, index=index, labels=labels, w=w, seed=0
       ):
@@ -182,7 +186,7 @@ class FewSamples:
           labels[rows],
         )
       (measured,) = sums.blocks
-      found = summary.of_few(measured, extractor=self._extractor, train=self._train)
+      found = summary.of_few(measured, metrics=extractor.metrics, train=self._measured.train)
       values |= {f"biased_n{len(index)}/w{w:g}/{name}": value for name, value in found.items()}
     return values
 

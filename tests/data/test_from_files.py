@@ -17,7 +17,7 @@ from cfg.base import files
 from cfg.data import decode, records
 from cfg.inference import network as trained
 from cfg.models import unet
-from cfg.report import figures, table
+from cfg.report import figures, page
 from configs import folder, imagenet64
 
 ROOT = paths.ROOT
@@ -81,7 +81,7 @@ def check_run(workdir, *, num_classes, num_samples):
   assert [row["w"] for row in content["rows"]] == [0.0, 1.0] and all(
     row["num_samples"] == num_samples and row["fid"] > 0 for row in content["rows"]
   )
-  assert all((workdir / name).stat().st_size for name in table.FILES)
+  assert all((workdir / name).stat().st_size for name in page.FILES)
   network = trained.open_trained(workdir)
   assert network.model.num_classes == len(network.class_names) == num_classes
   return content, network
@@ -117,7 +117,7 @@ def test_a_folder_becomes_a_swept_model(tmp_path):
     "zebra",
     "猫",
   ) and network.image_shape == (8, 8, 3)
-  assert content["about"]["data"] == "mine" and content["about"]["extractor"].startswith(
+  assert content["about"]["data"] == "mine" and content["about"]["judge/name"].startswith(
     "mine-judge-"
   )
   assert content["references"][0]["num_samples"] == 3 and "precision" not in content["rows"][0]

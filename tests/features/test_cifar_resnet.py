@@ -16,9 +16,9 @@ from torch_files import write_torch
 from cfg.base import files, sharding, trees
 from cfg.base.errors import UserError
 from cfg.data import sources
-from cfg.features import cifar_resnet as evaluation
-from cfg.features import placed as features
-from cfg.features import select
+from cfg.features import cifar_resnet as cifar_resnet_extractor
+from cfg.features import judge_files
+from cfg.features.placed import PlacedExtractor
 from cfg.interop import cifar_resnet as interop
 from cfg.metrics import statistics
 from cfg.models import cifar_resnet
@@ -42,7 +42,7 @@ def npz(tmp_path):
 
 def extractor_of(arrays):
   model, params = interop.convert(arrays)
-  return evaluation.make_extractor(
+  return cifar_resnet_extractor.make_extractor(
     model=model, params=params, info={"weights_sha256": trees.tree_hash(params)}
   )
 
@@ -53,7 +53,9 @@ def test_features_and_probabilities_are_pytorchs():
   1e-3 (cifar_resnet_golden.py).
   """
   extractor = extractor_of(golden.state_dict())
-  assert extractor.dims == {"judge": 64, "judge_logits": 10} and extractor.classes == "judge_logits"
+  assert extractor.dims == {"judge": 64, "judge_logits": 10} and extractor.outputs("accuracy") == (
+    "judge_logits",
+  )
   outputs = jax.jit(extractor.apply)(extractor.params, golden.images())
   want = files.read_npz(golden.PATH)
   np.testing.assert_allclose(outputs["judge"], want["features"], atol=1e-5, rtol=1e-5)
@@ -78,11 +80,11 @@ def test_the_published_networks_themselves(name, depth, correct, mesh1):
   decode = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(decode)
   images, labels = decode.cifar10_batch(shared("cifar10/test_batch.npz"))
-  extractor = evaluation.make_extractor(
+  extractor = cifar_resnet_extractor.make_extractor(
     model=model, params=params, info={"weights_sha256": trees.tree_hash(params)}
   )
   assert (
-    features.Placed(extractor, mesh1).accuracy(
+    PlacedExtractor(extractor, mesh1).accuracy(
       sources.ArraySource(images[:1000], labels[:1000]), batch_size=250
     )
     == correct / 1000
@@ -209,14 +211,13 @@ def dataset_of(labels, **changes):
 
 def dim(config):
   """The judge's feature dimension, as it is known before there is one."""
-  (judge,) = select.shapes(config)
-  return judge.dims["judge"]
+  return judge_files.outline(config, dataset=dataset_of(np.zeros(8))).dims["judge"]
 
 
 @pytest.fixture
 def judged(npz, config, tmp_path):
-  """(get, config, labels, measurements): get(labels) is get_judge in one work directory; labels
-  with PyTorch's answers to 6 of 8 images.
+  """(get, config, labels, measurements): get(labels) is judge_files.load in one work directory;
+  labels with PyTorch's answers to 6 of 8 images.
   """
   labels = files.read_npz(golden.PATH)["logits"].argmax(axis=1)
   labels[[2, 5]] = (labels[[2, 5]] + 1) % 10
@@ -224,11 +225,11 @@ def judged(npz, config, tmp_path):
   (tmp_path / "work").mkdir()
   measured = []
   with pytest.MonkeyPatch.context() as patch:
-    original = features.Placed.measure
+    original = PlacedExtractor.measure
     patch.setattr(
-      features.Placed, "measure", lambda *args, **kw: measured.append(1) or original(*args, **kw)
+      PlacedExtractor, "measure", lambda *args, **kw: measured.append(1) or original(*args, **kw)
     )
-    get = lambda labels, **changes: select.get_judge(
+    get = lambda labels, **changes: judge_files.load(
       config, dataset=dataset_of(labels, **changes), workdir=tmp_path / "work"
     )
     yield get, config, labels, measured
@@ -255,7 +256,7 @@ def test_the_judge_is_the_file(judged, npz, tmp_path):
     str(tmp_path)
     not in json.dumps(extractor.info) + (tmp_path / "work" / f"{extractor.name}.json").read_text()
   )
-  placed = features.Placed(extractor, sharding.make_mesh(jax.devices()[:1]))
+  placed = PlacedExtractor(extractor, sharding.make_mesh(jax.devices()[:1]))
   np.testing.assert_allclose(
     placed(golden.images())["judge"], files.read_npz(golden.PATH)["features"], atol=1e-5, rtol=1e-5
   )
@@ -302,7 +303,7 @@ def test_what_it_cannot_judge_is_refused(judged):
     ):
       get(labels, **changes)
   config.judge.min_accuracy = 0.76
-  with pytest.raises(UserError, match="75.00 % .*judge.min_accuracy = 0.76.*order of classes"):
+  with pytest.raises(UserError, match="75.00% .*judge.min_accuracy = 0.76.*order of classes"):
     get(labels)
 
 
@@ -311,7 +312,7 @@ def test_a_config_from_before_the_field(config, tmp_path, monkeypatch):
   one is still known for its own.
   """
   monkeypatch.setattr(
-    select,
+    judge_files,
     "_train",
     lambda config, **_: (
       {"w": np.zeros(2, np.float32)},
@@ -319,10 +320,10 @@ def test_a_config_from_before_the_field(config, tmp_path, monkeypatch):
     ),
   )
   dataset = dataset_of(np.zeros(8))
-  select.get_judge(config, dataset=dataset, workdir=tmp_path)
-  monkeypatch.setattr(select, "_train", lambda *_, **__: pytest.fail("it was trained again"))
+  judge_files.load(config, dataset=dataset, workdir=tmp_path)
+  monkeypatch.setattr(judge_files, "_train", lambda *_, **__: pytest.fail("it was trained again"))
   del config.judge["path"]
-  assert select.get_judge(config, dataset=dataset, workdir=tmp_path).name.startswith("tiny-judge-")
+  assert judge_files.load(config, dataset=dataset, workdir=tmp_path).name.startswith("tiny-judge-")
   assert dim(config) == config.judge.feature_dim
 
 

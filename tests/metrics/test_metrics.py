@@ -5,6 +5,7 @@ import functools
 import numpy as np
 import pytest
 
+from cfg.base.errors import UserError
 from cfg.features import extractor
 from cfg.metrics import reference, statistics, summary
 from cfg.metrics import scores as metrics
@@ -132,7 +133,8 @@ def outputs_of(rows):
 
 
 def blocks_of(block_of, sizes=(500,), labels=True):
-  sums, done = statistics.Accumulator(JUDGE, block_of=block_of), 0
+  sums = statistics.Accumulator(JUDGE.metrics, dims=JUDGE.dims, block_of=block_of)
+  done = 0
   for size in sizes:
     rows = slice(done, done + size)
     sums.add(outputs_of(rows), LABELS[rows] if labels else None)
@@ -141,7 +143,8 @@ def blocks_of(block_of, sizes=(500,), labels=True):
 
 
 def reference_of(features):
-  return reference.Reference({}, {"judge": statistics.Gaussian.of(features)}, None, None, "")
+  gaussians = {"judge": statistics.Gaussian.of(features)}
+  return reference.Reference(about={}, gaussians=gaussians, sha256="")
 
 
 def test_summary_of_blocks():
@@ -150,7 +153,9 @@ def test_summary_of_blocks():
   """
   blocks = blocks_of(np.arange(500) // 100)
   target = reference_of(FEATURES + 0.5)
-  got = summary.summarise(blocks, extractor=JUDGE, train=target, heldout=reference_of(FEATURES[:3]))
+  got = summary.summarise(
+    blocks, metrics=JUDGE.metrics, train=target, heldout=reference_of(FEATURES[:3])
+  )
   fids = [metrics.frechet_distance(b.gaussians["judge"], target.gaussians["judge"]) for b in blocks]
   scores = [
     metrics.inception_score(statistics.ClassEntropy.of(PROBS[i : i + 100]))
@@ -176,7 +181,7 @@ def test_summary_of_blocks():
   assert got["num_samples"] == 500 and got["num_blocks"] == 5
   assert got["fid_heldout"] is None and got["fid_heldout_err"] is None
   with pytest.raises(ValueError, match="2 blocks"):
-    summary.summarise(blocks[:1], extractor=JUDGE, train=target)
+    summary.summarise(blocks[:1], metrics=JUDGE.metrics, train=target)
 
 
 def test_errors_where_blocks_are_too_small():
@@ -185,7 +190,7 @@ def test_errors_where_blocks_are_too_small():
   """
   blocks = blocks_of(np.arange(500) % 125)  # of 4 images, in 5 dimensions
   target = reference_of(FEATURES + 0.5)
-  got = summary.summarise(blocks, extractor=JUDGE, train=target, heldout=target)
+  got = summary.summarise(blocks, metrics=JUDGE.metrics, train=target, heldout=target)
   distance = lambda rows: metrics.frechet_distance(
     statistics.Gaussian.of(FEATURES[rows]), target.gaussians["judge"]
   )
@@ -206,18 +211,15 @@ def test_error_of_kid_is_how_far_other_samples_are(subsets, size, monkeypatch):
   """
   monkeypatch.setattr(summary, "KID_SUBSETS", subsets)
   monkeypatch.setattr(summary, "KID_SUBSET", size)
-  space = extractor.Extractor(
-    name="", apply=None, params=None, dims={"pool_3": 4}, frechet={}, scores={}, pairwise="pool_3"
-  )
+  kid = extractor.Metric("kid", "KID", "pool_3", "kid")
   rng = np.random.default_rng(0)  # its own: what comes does not hang on the tests before
   real, index = rng.normal(size=(120, 4)), np.arange(100)
 
   def measured():
-    sums = statistics.Accumulator(space, block_of=index // 20)
+    sums = statistics.Accumulator([kid], dims={"pool_3": 4}, block_of=index // 20)
     sums.add({"pool_3": 1.3 * rng.normal(size=(100, 4))})
-    return summary.summarise(
-      sums.blocks, extractor=space, train=reference.Reference({}, {}, real, None, "")
-    )
+    target = reference.Reference(about={}, gaussians={}, sha256="", features={"pool_3": real})
+    return summary.summarise(sums.blocks, metrics=[kid], train=target)
 
   found = [measured() for _ in range(40)]
   spread = np.std([row["kid"] for row in found], ddof=1)
@@ -249,49 +251,99 @@ def test_sums_do_not_depend_on_batches(monkeypatch, sizes, gathered):
 
 def test_not_all_images_are_no_statistics():
   """Sums that wait for more images are not given out."""
-  sums = statistics.Accumulator(JUDGE, block_of=np.zeros(500, int))
+  sums = statistics.Accumulator(JUDGE.metrics, dims=JUDGE.dims, block_of=np.zeros(500, int))
   sums.add(outputs_of(slice(0, 499)))
   with pytest.raises(ValueError, match="499 of 500"):
     sums.blocks  # noqa: B018
 
 
-def test_two_networks_together():
-  """Outputs, metrics and the distance to held-out images of both; a judge's names say that it is
-  one.
+def network(role, **outputs):
+  """An Extractor of {output: kind}, each of dimension 2, whose output is its parameter times x."""
+  metrics = [extractor.Metric(kind, kind, name, kind) for name, kind in outputs.items()]
+  metrics.insert(1, metrics[0].heldout())
+  return extractor.Extractor(
+    role=role,
+    name=f"network {role}",
+    apply=lambda p, x: {name: p * x for name in outputs},
+    params=len(outputs),
+    dims=dict.fromkeys(outputs, 2),
+    metrics=tuple(metrics),
+  )
+
+
+def test_extractors_beside_each_other():
+  """All outputs and metrics of three networks: the first's keep their names, those of the others
+  end in their role, but for an accuracy, which is not taken yet; each knows whose it is.
   """
-  first = extractor.Extractor(
-    name="a",
-    apply=lambda p, x: {"pool_3": p + x},
-    params=1,
-    dims={"pool_3": 2},
-    frechet={"pool_3": "fid"},
-    scores={},
-    pairwise="pool_3",
-    pairwise_suffix="_x",
-    leading=("pool_3",),
-  )
-  second = extractor.Extractor(
-    name="b",
-    apply=lambda p, x: {"judge": p * x, "judge_logits": x},
-    params=3,
-    dims={"judge": 5, "judge_logits": 4},
-    frechet={"judge": "fid"},
-    scores={"judge_logits": "inception_score"},
-    classes="judge_logits",
-    leading=("judge",),
-  )
-  both = extractor.together([first, second.renamed("_judge")])
-  assert both.apply(both.params, 2) == {"pool_3": 3, "judge": 6, "judge_logits": 2}
-  assert both.dims == {"pool_3": 2, "judge": 5, "judge_logits": 4} and both.frechet == {
-    "pool_3": "fid",
-    "judge": "fid_judge",
+  extractors = [
+    network("inception", pool_3="frechet"),
+    network("judge", judge="frechet", judge_logits="accuracy"),
+    network("dino", dino="frechet", dino_logits="accuracy"),
+  ]
+  named = extractor.beside(extractors)
+  combined = extractor.combine(named)
+  assert combined.apply(combined.params, 3) == {
+    "pool_3": 3,
+    "judge": 6,
+    "judge_logits": 6,
+    "dino": 6,
+    "dino_logits": 6,
   }
-  assert both.scores == {"judge_logits": "inception_score_judge"} and both.classes == "judge_logits"
-  assert (both.pairwise, both.pairwise_suffix, both.leading) == (
-    "pool_3",
-    "_x",
-    ("pool_3", "judge"),
+  assert [(m.key, m.title, m.role, m.against) for m in combined.metrics] == [
+    ("frechet", "frechet", "inception", "train"),
+    ("frechet_heldout", "frechet held-out", "inception", "heldout"),
+    ("frechet_judge", "judge frechet", "judge", "train"),
+    ("frechet_judge_heldout", "judge frechet held-out", "judge", "heldout"),
+    ("accuracy", "accuracy", "judge", "train"),
+    ("frechet_dino", "dino frechet", "dino", "train"),
+    ("frechet_dino_heldout", "dino frechet held-out", "dino", "heldout"),
+    ("accuracy_dino", "dino accuracy", "dino", "train"),
+  ]
+  assert extractor.beside(extractors[1:2])[0].metrics == extractors[1].metrics
+  with pytest.raises(ValueError, match="share a name"):
+    extractor.beside([extractors[1], extractors[1]])
+
+
+def test_features_are_kept_of_each_output():
+  """Precision in one output and KID in another: each row is that of its own features."""
+  rng = np.random.default_rng(0)
+  outputs = {"a": rng.normal(size=(60, 4)), "b": 2 + rng.normal(size=(60, 3))}
+  real = {"a": rng.normal(size=(50, 4)), "b": 2 + rng.normal(size=(50, 3))}
+  metrics = [
+    extractor.Metric("precision", "precision", "a", "precision"),
+    extractor.Metric("kid_a", "KID", "a", "kid"),
+    extractor.Metric("kid_b", "KID", "b", "kid"),
+  ]
+  measure = lambda metrics: summary.summarise(
+    [
+      statistics.SampleStatistics.of(metrics, {name: a[i::3] for name, a in outputs.items()})
+      for i in range(3)
+    ],
+    metrics=metrics,
+    train=reference.Reference(about={}, gaussians={}, sha256="", features=real),
   )
+  every = measure(metrics)
+  for metric in metrics:
+    alone = measure([metric])
+    assert every.items() >= alone.items() and metric.key in alone
+  assert every["kid_a"] != every["kid_b"]
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_statistics_that_are_not_finite_are_not_written(tmp_path, count):
+  """The covariance of one image is NaN: an error that says so, and no file."""
+  with np.errstate(invalid="ignore", divide="ignore"):
+    measured = statistics.SampleStatistics.of(
+      JUDGE.metrics, outputs_of(slice(0, count)), LABELS[:count]
+    )
+    few = reference.of(measured, about={"name": "few"}, sha256="")
+    if count > 1:
+      reference.write(tmp_path / "few.npz", few)
+      assert reference.read(tmp_path / "few.npz").about["correct"] == measured.correct
+      return
+    with pytest.raises(UserError, match="covariance of the images of 'few' in judge has NaN"):
+      reference.write(tmp_path / "few.npz", few)
+  assert not list(tmp_path.iterdir())
 
 
 def test_real_images_are_measured_as_samples_are():
@@ -301,7 +353,7 @@ def test_real_images_are_measured_as_samples_are():
   (measured,) = blocks_of(np.zeros(500, int))
   target = reference_of(FEATURES + 0.5)
   got = summary.of_reference(
-    reference.of(measured, about={}, sha256=""), extractor=JUDGE, train=target
+    reference.of(measured, about={}, sha256=""), metrics=JUDGE.metrics, train=target
   )
   assert got["fid"] == metrics.frechet_distance(
     measured.gaussians["judge"], target.gaussians["judge"]
@@ -312,6 +364,8 @@ def test_real_images_are_measured_as_samples_are():
     500,
   )
   few = reference.of(
-    statistics.SampleStatistics.of(JUDGE, outputs_of(slice(0, 5)), LABELS[:5]), about={}, sha256=""
+    statistics.SampleStatistics.of(JUDGE.metrics, outputs_of(slice(0, 5)), LABELS[:5]),
+    about={},
+    sha256="",
   )
-  assert summary.of_reference(few, extractor=JUDGE, train=target)["fid"] is None
+  assert summary.of_reference(few, metrics=JUDGE.metrics, train=target)["fid"] is None

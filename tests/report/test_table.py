@@ -1,7 +1,10 @@
 """The paper's tables in the ImageNet configs, and the comparison printed with them."""
 
+import json
+
 import numpy as np
 
+from cfg.metrics.metric import Metric
 from cfg.report import table
 from configs import imagenet64, imagenet128
 
@@ -10,9 +13,8 @@ def test_the_paper_s_numbers_beside():
   """Cells of the same w and T, of the whole Inception network alone; their differences; another N
   is said.
   """
-  row = dict(
-    w=0.1, num_steps=256, complete=True, fid=1.75, inception_score=60.0, num_samples=10_000
-  )
+  row = dict(w=0.1, num_steps=256, fid=1.75, inception_score=60.0, num_samples=10_000)
+  row["inception/complete"] = True
   paper = imagenet64.get_config().paper
   beside = table.beside_paper([row, {**row, "w": 0.15}, {**row, "w": 4.0, "fid": None}], paper)
   assert [(r["w"], r["fid_paper"], r["inception_score_paper"]) for r in beside["rows"]] == [
@@ -27,7 +29,7 @@ def test_the_paper_s_numbers_beside():
   )
   assert "cannot" not in table.paper_table({**beside, "own_num_samples": 50_000})
   assert (
-    table.beside_paper([{**row, "complete": False}], paper) is None
+    table.beside_paper([{**row, "inception/complete": False}], paper) is None
     and imagenet64.get_config("p_uncond=0.3").paper["rows"] == ()
   )
   table_2 = imagenet128.get_config().paper
@@ -37,6 +39,31 @@ def test_the_paper_s_numbers_beside():
     4.53,
     4.5,
   ] and at(512) is None
+
+
+def test_numbers_keep_the_format_of_their_metric():
+  """Three decimals, five of KID, a share in percent; one that would be all zeros keeps two digits;
+  what is not there is a dash.
+  """
+  fid = Metric("fid", "FID", "pool_3", "frechet")
+  kid = fid._replace(format="{:.5f}")
+  accuracy = fid._replace(format="{:.1%}")
+  values = [(fid, 123.45678), (fid, -0.00012), (fid, 0.0), (kid, 0.00123), (accuracy, 0.4567)]
+  assert [table.number(*value) for value in values] == [
+    "123.457",
+    "-1.2e-04",
+    "0.000",
+    "0.00123",
+    "45.7%",
+  ]
+  assert table.number(fid, None) == "-"
+
+
+def test_metrics_survive_json():
+  """What sweep.json keeps of a metric is all of it."""
+  fid = Metric("fid", "FID", "pool_3", "frechet", "lower", role="inception")
+  metrics = (fid, fid.heldout())
+  assert table.from_json(json.loads(json.dumps(table.to_json(metrics)))) == metrics
 
 
 def test_the_paper_s_tables_are_whole():

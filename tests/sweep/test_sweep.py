@@ -12,7 +12,7 @@ from PIL import Image
 from cfg.base.errors import UserError
 from cfg.data import sources
 from cfg.inference import generator, pictures
-from cfg.report import figures, table
+from cfg.report import figures, page, table
 from cfg.sweep import run
 from cfg.training import loop
 from configs import digits as digits_config
@@ -31,7 +31,7 @@ NAMED = [
   "nfe",
   "seed",
   "ema",
-  "extractor",
+  "judge/name",
   "checkpoint_hash",
 ]
 
@@ -85,7 +85,7 @@ def test_everything_is_there(done):
   """
   workdir, content, _ = done
   for name in (
-    *table.FILES,
+    *page.FILES,
     "metrics.jsonl",
     "checkpoints/6",
     "previews/step_00000006.png",
@@ -103,13 +103,13 @@ def test_everything_is_there(done):
       row["nfe"] == 8
       and row["num_samples"] == 100
       and row["ema"] == 0.99
-      and row["extractor"].startswith("digits-judge-")
+      and row["judge/name"].startswith("digits-judge-")
     )
   with (workdir / "sweep.csv").open() as f:
     assert [float(r["fid"]) for r in csv.DictReader(f)] == [r["fid"] for r in rows]
   assert content["references"][0]["num_samples"] == 100  # as many as a strength has
   text = table.table(content)
-  assert "not Inception's" in text and content["rows"][0]["extractor"] in text and "real" in text
+  assert "not Inception's" in text and content["rows"][0]["judge/name"] in text and "real" in text
   records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
   assert {r["step"] for r in records if "loss" in r} == {2, 4, 6}
   assert {"heldout/loss_cond", "heldout/loss_null"} <= records[-1].keys() and len(

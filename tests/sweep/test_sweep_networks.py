@@ -2,6 +2,7 @@
 kill costs, what devices change, further axes.
 """
 
+import dataclasses
 import json
 
 import jax.numpy as jnp
@@ -11,11 +12,11 @@ import pytest
 from cfg.base import files
 from cfg.base.errors import UserError
 from cfg.data import sources
-from cfg.features import placed as features
-from cfg.features import references as real
-from cfg.features import select
+from cfg.features import references, select
+from cfg.features.placed import PlacedExtractor, each
 from cfg.inference import generator as generate
 from cfg.inference import network as trained
+from cfg.interop import inception as inception_files
 from cfg.metrics import pairwise, scores, statistics
 from cfg.models import inception as inception_lib
 from cfg.report import table
@@ -73,7 +74,7 @@ def stand_in():
         "file": "stand-in",
         "complete": complete,
       }
-      patch.setattr(select.inception_files, "read", lambda path: ({}, info))
+      patch.setattr(inception_files, "read", lambda path: ({}, info))
 
     patch.setattr(
       inception_lib, "OUTPUTS", {name: inception_lib.Output(10, dim) for name, dim in DIMS.items()}
@@ -147,7 +148,7 @@ def test_numbers_are_those_of_the_images(done, data, mesh1):
   images that the sampler draws.
   """
   workdir, content = done
-  real = outputs_of(np.stack([row["image"] for row in features.each(data.train)]), DIMS)
+  real = outputs_of(np.stack([row["image"] for row in each(data.train)]), DIMS)
   for row in content["rows"]:
     ours = outputs_of(samples(workdir, mesh1, row["w"], data), DIMS)
     for output, name in {"pool_3": "fid", "spatial": "sfid"}.items():
@@ -187,32 +188,28 @@ def test_rows_say_what_made_them(done, data):
   """
   workdir, content = done
   row = content["rows"][1]
-  assert (
-    row["extractor"] == "inception-2015-12-05-abababab"
-    and row["extractor_sha256"] == "ab" * 32
-    and row["complete"] is True
-  )
-  assert (
-    row["judge"].startswith("synthetic-judge-") and row["judge_sha256"][:8] == row["judge"][-8:]
-  )
-  assert (
-    row["reference_images"] == row["judge_reference_images"] == len(data.train) == 120
-    and row["reference"] == "synthetic train"
-  )
-  assert (
-    len(row["reference_sha256"]) == 64
-    and row["reference_sha256"] == row["judge_reference_sha256"] != row["heldout_sha256"]
-  )
-  assert "299x299" in row["resize"] and "half to even" in row["uint8"] and row["dtype"] == "float32"
-  assert row.keys() == content["rows"][0].keys() and all(
-    f"{name}_err" in row for name in content["metrics"]["frechet"] + content["metrics"]["shares"]
-  )
+  assert row["inception/name"] == "inception-2015-12-05-abababab"
+  assert row["inception/sha256"] == "ab" * 32
+  assert row["inception/complete"] is True
+  assert row["judge/name"].startswith("synthetic-judge-")
+  assert row["judge/sha256"][:8] == row["judge/name"][-8:]
+  assert row["inception/train_images"] == row["judge/train_images"] == len(data.train) == 120
+  assert row["inception/train"] == "synthetic train"
+  assert len(row["inception/train_sha256"]) == 64
+  assert row["inception/train_sha256"] == row["judge/train_sha256"]
+  assert row["inception/train_sha256"] != row["inception/heldout_sha256"]
+  assert "299x299" in row["inception/resize"]
+  assert "half to even" in row["uint8"]
+  assert row["dtype"] == "float32"
+  assert row.keys() == content["rows"][0].keys()
+  for metric in table.from_json(content["metrics"]):
+    assert metric.key in row and metric.err in row
   text = table.table(content)
   assert (
     "not Inception's" not in text
     and text.count("real") >= 2
     and "judge FID" in text
-    and row["judge"] in text
+    and row["judge/name"] in text
   )
   assert (workdir / "sweep.csv").read_text().splitlines()[0].split(",") == list(row)
   assert content["references"][0]["num_samples"] == 48 and content["references"][0]["fid"] > 0
@@ -300,17 +297,20 @@ def test_real_images_are_measured_once(done, data, mesh1, monkeypatch):
   their own.
   """
   workdir, content = done
-  measured, measure = [], features.Placed.measure
+  measured, measure = [], PlacedExtractor.measure
   monkeypatch.setattr(
-    features.Placed,
+    PlacedExtractor,
     "measure",
     lambda self, *args, what, **kw: measured.append(what) or measure(self, *args, what=what, **kw),
   )
   settings = sweep.check(small_config(), dataset=data, mesh=mesh1)
 
   def get(config):
-    placed = features.Placed(select.get_extractors(config, dataset=data, workdir=workdir)[0], mesh1)
-    return real.references(config, settings, dataset=data, placed=placed, workdir=workdir)
+    inception, _ = select.extractors(config, dataset=data, workdir=workdir)
+    (result,) = references.measure_all(
+      config, settings, dataset=data, extractors=[inception], mesh=mesh1, workdir=workdir
+    )
+    return result.train, result.heldout
 
   train_, heldout = get(small_config())
   assert not measured and (train_.about["num_images"], heldout.about["num_images"]) == (120, 48)
@@ -349,8 +349,8 @@ def test_a_reference_that_somebody_published(done, data, mesh1, tmp_path):
     )
     assert (
       not {"sfid", "precision", "kid"} & row.keys()
-      and row["reference"] == "edm.npz"
-      and row["reference_images"] is None
+      and row["inception/train"] == "edm.npz"
+      and row["inception/train_images"] is None
     )
     assert row["fid_judge"] == next(r for r in content["rows"] if r["w"] == row["w"])["fid_judge"]
 
@@ -445,7 +445,7 @@ def test_the_weights_are_not_complete(done, data, mesh1, stand_in):
     ),
     (
       dict(inception=dict(num_reference=6)),
-      r"6 images of the training split are measured, fewer than the features of fid \(6\)",
+      r"6 images of the training split are too few: .*fid \(6\)",
     ),
     (
       dict(inception=dict(path=""), judge=dict(num_steps=0)),
@@ -457,16 +457,65 @@ def test_the_weights_are_not_complete(done, data, mesh1, stand_in):
 )
 def test_what_no_sweep_can_measure_is_told_before_training(stand_in, data, mesh1, sections, words):
   """Too few samples or real images for Inception's spaces, no network at all, an axis that no
-  sampler has: said with what to do; few by name.
+  sampler has: said with what to do.
   """
   config = small_config()
   for name, fields in sections.items():
     config[name].update(fields)
   with pytest.raises(UserError, match=words):
     sweep.check(config, dataset=data, mesh=mesh1)
-  config.sweep.update(allow_few=True)
-  if "fid" in words:
+
+
+def test_few_images_are_allowed_by_name(stand_in, data, mesh1):
+  """With sweep.allow_few fewer samples or real images than features are taken, but none that no
+  number can be made of: without a block, precision and recall need more than their 3 neighbours.
+  """
+  config = small_config()
+  config.judge.num_steps = 0
+  config.inception.num_reference = 6
+  config.sweep.update(num_samples=12, allow_few=True)
+  sweep.check(config, dataset=data, mesh=mesh1)
+  config.sweep.num_samples = 6
+  with pytest.raises(UserError, match="6 samples, 3 without one of its 2 blocks: .*at least 4"):
     sweep.check(config, dataset=data, mesh=mesh1)
+  config.sweep.num_samples = 12
+  config.inception.num_reference = 3
+  with pytest.raises(UserError, match="3 images of the training split are too few: at least 4"):
+    sweep.check(config, dataset=data, mesh=mesh1)
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_too_few_held_out_images_are_told_before_training(stand_in, data, mesh1, count):
+  """Of 3 images or fewer there is no precision, of 1 no covariance: said at once, not after the
+  samples were drawn.
+  """
+  config = small_config()
+  few = dataclasses.replace(data, heldout=sources.Rows(data.heldout, np.arange(count)))
+  with pytest.raises(
+    UserError, match=f"{count} images of the held-out split are too few.*Hold out"
+  ):
+    sweep.check(config, dataset=few, mesh=mesh1)
+
+
+def test_the_weights_are_read_once(stand_in, data, mesh1, monkeypatch, tmp_path):
+  """However often a sweep is checked and its networks are got, a file of 95 MB is read and hashed
+  once; another file under its name is read again.
+  """
+  path = tmp_path / "weights"
+  path.write_bytes(b"a")
+  config = small_config()
+  config.inception.path = str(path)
+  config.judge.num_steps = 0
+  reads = []
+  read = inception_files.read
+  monkeypatch.setattr(inception_files, "read", lambda path: reads.append(path) or read(path))
+  for _ in range(2):
+    sweep.check(config, dataset=data, mesh=mesh1)
+    select.extractors(config, dataset=data, workdir=tmp_path)
+  assert len(reads) == 1
+  path.write_bytes(b"bb")
+  sweep.check(config, dataset=data, mesh=mesh1)
+  assert len(reads) == 2
 
 
 def test_fid_of_few_samples_while_training(stand_in, data, mesh1, tmp_path):
@@ -499,9 +548,9 @@ def test_fid_of_few_samples_while_training(stand_in, data, mesh1, tmp_path):
   ours = outputs_of(
     generator(network.params, index=index, labels=index % 3, w=1.0, seed=0), ["pool_3", "logits"]
   )
-  real_images = outputs_of(
-    np.stack([row["image"] for row in features.each(data.train)]), ["pool_3"]
-  )["pool_3"]
+  real_images = outputs_of(np.stack([row["image"] for row in each(data.train)]), ["pool_3"])[
+    "pool_3"
+  ]
   distance = scores.frechet_distance(
     statistics.Gaussian.of(ours["pool_3"]), statistics.Gaussian.of(real_images), allow_few=True
   )

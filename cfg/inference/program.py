@@ -1,0 +1,266 @@
+"""A rule, a sampler, a grid and a limit as one program: the sections guidance and sampler."""
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cfg import guidance, sampling, schedules
+from cfg.base import config as config_lib
+from cfg.base import images
+from cfg.base.config import ConfigDict
+from cfg.base.errors import UserError, nearest
+from cfg.guidance import MAIN, EpsFn, Rule
+from cfg.sampling import Limit, Sampler
+
+# roles of networks besides MAIN: each is a field of the section guidance, a place, and <role>_ema
+GUIDE = "guide"
+ROLES = (GUIDE,)
+# fields that choose a constructor, by section; its arguments are fields of the same section
+CHOICES: dict[str, dict[str, Mapping[str, Callable]]] = {
+  "sampler": {"name": sampling.SAMPLERS, "limit": sampling.LIMITS, "spacing": schedules.SPACINGS},
+  "guidance": {"rule": guidance.RULES},
+}
+
+
+class Program(NamedTuple):
+  """Everything about sampling but parameters, labels, strength and seed; compiled once for all w.
+
+  Attributes:
+    rule: what the networks say together.
+    sampler: how a level becomes the next.
+    logsnr: [T] the levels, float32.
+    limit: what becomes of x_hat.
+    image_shape: (H, W, C).
+    networks: {role: parameters -> eps_fn}.
+  """
+
+  rule: Rule
+  sampler: Sampler
+  logsnr: np.ndarray
+  limit: Limit
+  image_shape: tuple[int, int, int]
+  networks: Mapping[str, Callable[[Any], EpsFn]]
+
+  def at(self, w: float | np.ndarray) -> "Program":
+    """The program for these strengths: with the rule's unguided form where every one is 0."""
+    unguided = self.rule.unguided
+    return self if unguided is None or np.any(w) else self._replace(rule=unguided)
+
+
+def nfe(program: Program) -> dict[str, int]:
+  """{role: rows of that network for one sample}: its calls at every level of the sampler's."""
+  levels = [float(level) for level in program.logsnr]
+  total: dict[str, int] = {}
+  for logsnr_t, logsnr_s in zip(levels, [*levels[1:], None], strict=True):
+    for level in program.sampler.levels(logsnr_t, logsnr_s):
+      for role, rows in program.rule.calls(level).items():
+        total[role] = total.get(role, 0) + rows
+  return total
+
+
+def generate(
+  params: Mapping[str, Any],
+  index: jax.Array,
+  y: jax.Array,
+  w: jax.Array,
+  key: jax.Array,
+  *,
+  program: Program,
+) -> tuple[jax.Array, Mapping[str, jax.Array]]:
+  """Images of P's algorithm 2 (arXiv 2207.12598).
+
+  Image i is a function of (params, key, index[i], y[i], w[i]).
+
+  Args:
+    params: {role: of that network}.
+    index: [B] uint32 sample numbers.
+    y: [B] int32 labels.
+    w: the strength, f32, a scalar or [B]; traced: one program for all strengths.
+    key: typed PRNG key of the whole run.
+    program: what draws.
+
+  Returns:
+    uint8 [B,H,W,C], and {name: [T,B]} that the rule measured.
+  """
+  x, aux = sampling.sample(
+    networks={role: make(params[role]) for role, make in program.networks.items()},
+    rule=program.rule,
+    sampler=program.sampler,
+    limit=program.limit,
+    keys=sampling.sample_keys(key=key, index=index),
+    y=y,
+    w=w,
+    logsnr=jnp.asarray(program.logsnr),
+    image_shape=program.image_shape,
+  )
+  return images.to_uint8(x), aux
+
+
+def from_config(
+  config: ConfigDict,
+  *,
+  image_shape: tuple[int, int, int],
+  null_label: int,
+  networks: Mapping[str, Callable[[Any], EpsFn]],
+) -> Program:
+  """The Program of a config.
+
+  Args:
+    config: the whole config; `guidance`, `sampler` and `schedule` are used.
+    image_shape: (H, W, C).
+    null_label: label of the unconditional branch.
+    networks: {role: parameters -> eps_fn}.
+
+  Raises:
+    UserError: settings that no sampler has, or that cannot be combined.
+  """
+  rule = make_rule(config.guidance, null_label=null_label)
+  sampler, limit, logsnr = make_sampler(config)
+  if rule.sets_renoise and not sampler.reads_eps:
+    able = [name for name in sampling.SAMPLERS if _reads_eps(name, config.sampler)]
+    raise UserError(
+      f"guidance.rule {config.guidance.rule!r} chooses the noise of the next level, which "
+      f"sampler.name {config.sampler.name!r} does not read: choose one of {', '.join(able)}."
+    )
+  return Program(rule, sampler, logsnr, limit, image_shape, networks)
+
+
+def make_rule(section: ConfigDict, *, null_label: int) -> Rule:
+  """The Rule of config.guidance, inside its interval of log-SNR where one is given."""
+  try:
+    rule = _construct(section, "guidance", "rule", null_label=null_label, role=GUIDE)
+    if section.logsnr_min is None and section.logsnr_max is None:
+      return rule
+    return guidance.interval(rule, logsnr_min=section.logsnr_min, logsnr_max=section.logsnr_max)
+  except (ValueError, TypeError) as e:
+    raise UserError(f"guidance.rule {section.rule!r} cannot be used like this: {e}.") from e
+
+
+def make_sampler(config: ConfigDict) -> tuple[Sampler, Limit, np.ndarray]:
+  """(sampler, limit, levels [T] f32) of config.sampler; the ends are the schedule's if None."""
+  section, schedule = config.sampler, config.schedule
+  low = schedule.logsnr_min if section.logsnr_min is None else section.logsnr_min
+  high = schedule.logsnr_max if section.logsnr_max is None else section.logsnr_max
+  if low < schedule.logsnr_min or high > schedule.logsnr_max:
+    raise UserError(
+      f"the sampler's grid goes from log-SNR {low:g} to {high:g}, beyond the schedule's "
+      f"{schedule.logsnr_min:g} to {schedule.logsnr_max:g} that the network was trained on: set "
+      "sampler.logsnr_min and sampler.logsnr_max within it."
+    )
+  try:
+    sampler = _construct(section, "sampler", "name")
+    limit = _construct(section, "sampler", "limit")
+    _chosen(section, "sampler", "spacing")
+    logsnr = schedules.sampling_grid(
+      num_steps=section.num_steps,
+      logsnr_min=low,
+      logsnr_max=high,
+      spacing=section.spacing,
+      rho=section.rho,
+    )
+  except (ValueError, TypeError) as e:
+    raise UserError(f"the config's section sampler cannot be used: {e}.") from e
+  return sampler, limit, logsnr.astype(np.float32)
+
+
+def facts(config: ConfigDict) -> dict[str, Any]:
+  """{"sampler.num_steps": 32, ...}: what of a config decides a sample, but networks and seed.
+
+  Whole sections, less the arguments of constructors that were not chosen. Of another network its
+  place is left out: Network.facts has its content.
+  """
+  everything: dict[str, Any] = {}
+  for name in ("schedule", "sampler", "guidance"):
+    section = config[name].to_dict()
+    dropped = {f"{role}{end}" for role in ROLES for end in ("", "_ema")} | _unused(section, name)
+    everything |= {f"{name}.{field}": section[field] for field in section if field not in dropped}
+  return everything
+
+
+def strength_facts(rule: Rule, w: float) -> dict[str, Any]:
+  """{"w", "scale", "strength"} of a row: scale = 1 + w, which the lambda of CFG++ does not have."""
+  scale = 1.0 + float(w) if rule.strength == "w" else None
+  return {"w": float(w), "scale": scale, "strength": rule.strength}
+
+
+def roles(config: ConfigDict) -> tuple[str, ...]:
+  """The networks that the config's rule calls, MAIN first."""
+  return (MAIN, GUIDE) if "role" in _rule_arguments(config) else (MAIN,)
+
+
+def check(config: ConfigDict, strengths: Iterable[float], *, where: str = "w") -> None:
+  """Refuse, before any work, what the sections guidance, sampler and schedule cannot mean.
+
+  Args:
+    config: of the network to be sampled from, its section model included.
+    strengths: that are asked for.
+    where: the field or flag that they come from.
+
+  Raises:
+    UserError: settings that cannot be combined, a rule that this network cannot be guided by at
+      these strengths, or a second network that is not given, or given for nothing.
+  """
+  from_config(config, image_shape=(1, 1, 1), null_label=0, networks={})
+  arguments, section = _rule_arguments(config), config.guidance
+  if "role" in arguments and not section.guide:
+    raise UserError(
+      f"guidance.rule is {section.rule!r}, which needs a second network: give its work directory "
+      "or weights file, --config.guidance.guide=PATH."
+    )
+  if "role" not in arguments and section.guide:
+    raise UserError(
+      f"guidance.guide is {section.guide!r}, but guidance.rule {section.rule!r} has no use for a "
+      "second network: set --config.guidance.rule=second_network, or leave guide empty."
+    )
+  strengths = list(strengths)
+  config_lib.check_conditional(config, strengths)
+  guided = [w for w in strengths if w != 0 or section.rule == "cfg_plus_plus"]
+  if guided and not arguments:
+    raise UserError(
+      f"{where} is {guided[0]:g}, but guidance.rule {section.rule!r} does not guide: use w = 0, or "
+      "another rule."
+    )
+  if guided and "null_label" in arguments:
+    config_lib.check_guidable(config, guided)
+
+
+def _rule_arguments(config) -> set[str]:
+  """The names of the arguments of the config's rule."""
+  return set(inspect.signature(_chosen(config.guidance, "guidance", "rule")).parameters)
+
+
+def _chosen(section, name: str, field: str) -> Callable:
+  """The constructor that a field of a section chooses."""
+  table = CHOICES[name][field]
+  if section[field] not in table:
+    raise UserError(f"{name}.{field} is {section[field]!r}: {nearest(section[field], table)}")
+  return table[section[field]]
+
+
+def _construct(section, name: str, field: str, **more):
+  """What that constructor makes of the section's fields, and of `more`."""
+  constructor = _chosen(section, name, field)
+  values = {**section.to_dict(), **more}
+  return constructor(**{key: values[key] for key in inspect.signature(constructor).parameters})
+
+
+def _unused(section: Mapping[str, Any], name: str) -> set[str]:
+  """Arguments of constructors of a section that are not chosen, and of none that is."""
+  parameters = lambda constructor: set(inspect.signature(constructor).parameters)
+  used: set[str] = set()
+  known: set[str] = set()
+  for field, table in CHOICES.get(name, {}).items():
+    used |= parameters(table[section[field]])
+    known = known.union(*map(parameters, table.values()))
+  return known - used
+
+
+def _reads_eps(name: str, section) -> bool:
+  """Whether a sampler of that name reads Estimate.eps."""
+  constructor = sampling.SAMPLERS[name]
+  values = {key: section[key] for key in inspect.signature(constructor).parameters}
+  return constructor(**values).reads_eps

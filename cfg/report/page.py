@@ -1,0 +1,146 @@
+"""What a sweep leaves for a reader: sweep.json, the CSV, the curve, the grids, the nearest training
+images.
+"""
+
+import csv
+import dataclasses
+import io
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cfg.base import files
+from cfg.metrics.metric import HELDOUT, TRAIN, Metric, fact, roles
+from cfg.report import figures, table
+
+FILES = ("sweep.json", "sweep.csv", "curve.png", "grid.png", "nearest.png")
+
+
+class Series(NamedTuple):
+  """The rows of one sampler, T, v and average, and {w: uint8 [K,H,W,C]}: picture i of each strength
+  is from the same noise, of class i mod the number of classes.
+  """
+
+  rows: list[dict]
+  pictures: Mapping[float, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Report:
+  """All that a sweep found.
+
+  Attributes:
+    series: the first has grid.png and nearest.png.
+    metrics: that the rows have, or some of them.
+    about: the provenance that all rows share.
+    real: rows of real images judged the same way.
+    dataset: data.sources.Dataset.
+    paper: the config's section of published numbers, or None.
+  """
+
+  series: Sequence[Series]
+  metrics: Iterable[Metric]
+  about: Mapping[str, Any]
+  real: Sequence[Mapping]
+  dataset: Any
+  paper: Any = None
+
+  @property
+  def rows(self) -> list[dict]:
+    """Those of all series."""
+    return [row for series in self.series for row in series.rows]
+
+
+def write(workdir: pathlib.Path, report: Report) -> dict:
+  """Write FILES to `workdir`, and a grid for each further series; the content of sweep.json."""
+  rows = report.rows
+  content = {
+    "about": report.about,
+    "metrics": table.to_json(metric for metric in report.metrics if metric.key in rows[0]),
+    "rows": rows,
+    "references": report.real,
+  }
+  if report.paper and report.paper["rows"] and (beside := table.beside_paper(rows, report.paper)):
+    content["paper"] = beside
+  content["nearest_training_image"] = figures.write_nearest(
+    workdir / "nearest.png", pictures=report.series[0].pictures, dataset=report.dataset
+  )
+  write_csv(workdir / "sweep.csv", rows)
+  write_curve(workdir / "curve.png", content)
+  differing = table.axes_of(rows)
+  for i, series in enumerate(report.series):
+    label = table.label_of(series.rows[0], differing)
+    name = table.file_name_of(series.rows[0], differing)
+    path = workdir / (f"grid_{name}.png" if i else "grid.png")
+    _write_grid(path, series.pictures, label=label, dataset=report.dataset)
+  files.write_json(workdir / "sweep.json", content)  # last: it says that the rest is there
+  return content
+
+
+def _write_grid(path, pictures, *, label, dataset):
+  strengths = list(pictures)
+  count = min(dataset.num_classes, figures.MOST_ROWS, len(pictures[strengths[0]]))
+  figures.write_grid(
+    path,
+    np.stack([pictures[w][:count] for w in strengths], axis=1),
+    row_names=figures.class_titles(dataset.class_names, range(count)),
+    column_names=[f"{w:g}" for w in strengths],
+    column_title="guidance strength w  (scale = 1 + w); the same noise along a "
+    f"row{label and '; '}{label}",
+    row_title="class",
+  )
+
+
+def write_csv(path: pathlib.Path, rows: Sequence[Mapping]) -> None:
+  """One line per row of sweep.json; its columns are those of all rows."""
+  text = io.StringIO()
+  columns = list(dict.fromkeys(name for row in rows for name in row))
+  writer = csv.DictWriter(text, fieldnames=columns, lineterminator="\n")
+  writer.writeheader()
+  writer.writerows(rows)
+  files.write_text(path, text.getvalue())
+
+
+def write_curve(path: pathlib.Path, content: Mapping) -> None:
+  """curve.png: every metric against w, and the first Fréchet distance against the first score."""
+  about = content["about"]
+  metrics = table.from_json(content["metrics"])
+  variants = table.by_variant(content["rows"])
+  frechet = [metric for metric in metrics if metric.kind == "frechet"]
+  scores = [metric for metric in metrics if metric.kind == "score"]
+  data = figures.printable(about["main/data"], otherwise="your images")
+  names = " and ".join(str(about.get(fact(role, "name"))) for role in roles(metrics))
+  num_steps = about.get("sampler.num_steps")
+  steps = "" if num_steps is None else f", T = {num_steps}"
+  published = "" if table.INCEPTION in roles(metrics) else ", not Inception's"
+  figures.write_curve(
+    path,
+    series=variants,
+    panels=panels(metrics, content["rows"], several=len(variants) > 1),
+    trade=(scores[0], frechet[0]) if scores and frechet else None,
+    real=next(iter(content["references"]), None),
+    title=f"Classifier-free guidance on {data}: {about['sweep.num_samples']} samples per w{steps}; "
+    f"features of {names}{published}",
+  )
+
+
+def panels(
+  metrics: Sequence[Metric], rows: Sequence[Mapping], *, several: bool
+) -> list[figures.Panel]:
+  """A panel for each metric; the same against held-out images joins it, if every row has it and
+  there are not `several` lines in a panel already.
+  """
+  drawn = {}
+  for metric in metrics:
+    place = (metric.output, metric.kind)
+    if metric.against == TRAIN:
+      drawn[place] = [metric]
+    elif not several and place in drawn and all(row[metric.key] is not None for row in rows):
+      drawn[place].append(metric)
+  names = {TRAIN: "to the training split", HELDOUT: "to the held-out split"}
+  return [
+    figures.Panel(lines[0].title, lines[0].better, {m: names[m.against] for m in lines})
+    for lines in drawn.values()
+  ]

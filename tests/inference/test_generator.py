@@ -1,0 +1,199 @@
+"""The sampler of a network: any mesh, one compilation, no collective, and what is refused."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cfg import guidance
+from cfg.base import sharding
+from cfg.base.errors import UserError
+from cfg.features.extractor import Extractor
+from cfg.inference import program
+from cfg.inference.generator import Generator
+from cfg.models import unet
+from configs import digits as digits_config
+
+
+@pytest.fixture(scope="module")
+def network():
+  """A tiny U-Net with parameters that are nowhere zero."""
+  model = unet.UNet(
+    num_classes=3,
+    out_channels=1,
+    ch=8,
+    emb_ch=16,
+    ch_mult=(1, 2),
+    num_res_blocks=1,
+    attn_resolutions=(2,),
+    num_heads=2,
+    norm_groups=4,
+  )
+  params = jax.jit(lambda k: unet.init_params(model, key=k, image_shape=(4, 4, 1)))(
+    jax.random.key(0)
+  )
+  leaves, tree = jax.tree.flatten(params)
+  keys = jax.random.split(jax.random.key(1), len(leaves))
+  noisy = [leaf + 0.1 * jax.random.normal(k, leaf.shape) for leaf, k in zip(leaves, keys)]
+  return model, jax.tree.unflatten(tree, noisy)
+
+
+def generator(network, config, mesh, *, networks=None, **options):
+  """A Generator of the tiny network, T = 5, batches of 8."""
+  config.sampler.num_steps = 5
+  eps_fn = lambda params: unet.make_eps_fn(network[0], params)
+  drawn = program.from_config(
+    config,
+    image_shape=(4, 4, 1),
+    null_label=3,
+    networks={guidance.MAIN: eps_fn, **(networks or {})},
+  )
+  return Generator(drawn, mesh=mesh, batch_size=8, **options)
+
+
+def small_config():
+  """The digits' config, whose sampler and guidance are used."""
+  return digits_config.get_config()
+
+
+SAMPLES = dict(index=np.arange(11), labels=np.arange(11) % 3, seed=0)
+
+
+def draw(made, network, **options):
+  """Samples as integers, so that differences can be taken."""
+  return made({guidance.MAIN: network[1]}, **{**SAMPLES, **options}).astype(int)
+
+
+@pytest.fixture(scope="module")
+def over8(network, mesh8):
+  """The generator over 8 devices, compiled once for the tests of this file."""
+  return generator(network, small_config(), mesh8)
+
+
+def test_any_mesh_makes_the_same_images(network, config, over8, mesh1):
+  """1, 2 and 8 devices make the same images, at most one grey level apart, in any batch."""
+  images = draw(over8, network, w=1.0)
+  assert images.shape == (11, 4, 4, 1) and len(np.unique(images)) > 20
+  for mesh in (mesh1, sharding.make_mesh(jax.devices()[:2])):
+    assert np.abs(draw(generator(network, config, mesh), network, w=1.0) - images).max() <= 1
+
+
+def test_one_branch_where_every_w_is_zero(network, over8):
+  """At w = 0 the conditional branch draws alone: the same samples for half the rows."""
+  assert over8.nfe(1.0) == {"main": 10} and over8.nfe(0.0) == {"main": 5}
+  zero = draw(over8, network, w=0.0)
+  mixed = draw(over8, network, w=np.float32([0] * 10 + [1]))
+  assert np.abs(zero[:10] - mixed[:10]).max() <= 1 and np.abs(zero[10] - mixed[10]).max() > 1
+
+
+def test_one_strength_for_all_or_one_for_each(network, over8):
+  """Samples with a strength each are those of batches of one strength."""
+  w = np.float32([0.5, 2.0, 4.0])[np.arange(11) % 3]
+  each = draw(over8, network, w=w)
+  for strength in np.unique(w):
+    same = draw(over8, network, w=float(strength))[w == strength]
+    assert np.abs(each[w == strength] - same).max() <= 1
+
+
+def test_what_a_rule_measures_comes_with_the_images(network, over8):
+  """|eps_cond - eps_uncond|^2 of each sample at each of T levels."""
+  batches = list(over8.batches({guidance.MAIN: network[1]}, **SAMPLES, w=1.0))
+  assert [batch.rows for batch in batches] == [slice(0, 8), slice(8, 11)]
+  assert all(batch.aux["gap"].shape == (5, 8) for batch in batches)
+  assert np.all(np.asarray(batches[0].aux["gap"]) > 0)
+
+
+@pytest.mark.parametrize("measured", [False, True])
+def test_no_collective_and_one_compilation(network, config, mesh8, measured):
+  """The program over 8 devices, with an extractor or without, has no collective anywhere, and
+  serves every strength with one compilation, and w = 0 with another.
+  """
+  features = lambda params, pixels: {"x": pixels.reshape(len(pixels), -1) @ params}
+  extractor = None
+  if measured:
+    extractor = Extractor(
+      "linear", features, np.ones((16, 2), np.float32), {"x": 2}, {"x": "fid"}, {}
+    )
+  made = generator(network, config, mesh8, extractor=extractor)
+  for w in (0.0, 0.5, 4.0):
+    draw(made, network, w=w)
+  assert [made.compiled(guided)._cache_size() for guided in (True, False)] == [1, 1]
+  rows = {"i": np.arange(8, dtype=np.uint32), "y": np.zeros(8, np.int32)}
+  args = sharding.put_batch(mesh8, rows)
+  params = extractor.params if measured else None
+  lowered = made.compiled(True).lower(
+    {guidance.MAIN: network[1]}, params, args["i"], args["y"], jnp.float32(1), jax.random.key(0)
+  )
+  text = lowered.compile().as_text()
+  assert "while" in text
+  assert not re.findall(r"all-reduce|all-gather|collective-permute|all-to-all|reduce-scatter", text)
+
+
+def test_a_guide_of_another_architecture(network, config, mesh1):
+  """A second network, wider and of one level, guides: its parameters count, and so do its rows."""
+  config.guidance.update(rule="second_network", guide="elsewhere")
+  small = unet.UNet(
+    num_classes=3,
+    out_channels=1,
+    ch=16,
+    emb_ch=16,
+    ch_mult=(1,),
+    num_res_blocks=1,
+    attn_resolutions=(),
+    num_heads=2,
+    norm_groups=4,
+  )
+  init = lambda key: unet.init_params(small, key=key, image_shape=(4, 4, 1))
+  params = jax.tree.map(lambda p: p + 0.1, jax.jit(init)(jax.random.key(5)))
+  guide = {"guide": lambda params: unet.make_eps_fn(small, params)}
+  made = generator(network, config, mesh1, networks=guide)
+  run = lambda guide, w: made({guidance.MAIN: network[1], "guide": guide}, **SAMPLES, w=w)
+  assert made.nfe(1.0) == {"main": 5, "guide": 5} and made.nfe(0.0) == {"main": 5}
+  other = jax.tree.map(lambda p: p - 0.2, params)
+  np.testing.assert_array_equal(run(params, 0.0), run(other, 0.0))
+  assert np.any(run(params, 1.0) != run(other, 1.0))
+
+
+@pytest.mark.parametrize(
+  "section, values, words",
+  [
+    ("sampler", dict(name="hoin"), "did you mean 'heun'"),
+    ("sampler", dict(num_steps=1), "num_steps must be at least 2"),
+    ("sampler", dict(var_interp=1.5), r"v in \[0, 1\]"),
+    ("sampler", dict(limit="clipp"), "did you mean 'clip'"),
+    ("sampler", dict(limit="dynamic", limit_percentile=2.0), "limit_percentile"),
+    ("sampler", dict(spacing="x"), "known: 'u', 'logsnr', 'edm'"),
+    ("sampler", dict(logsnr_max=30.0), "beyond the schedule's"),
+    ("sampler", dict(logsnr_min=5.0, logsnr_max=4.0), "logsnr_min must be below"),
+    ("guidance", dict(rule="cfg"), "classifier_free"),
+    ("guidance", dict(rule="cfg_plus_plus"), "choose one of ddim, heun"),
+    ("guidance", dict(rule="second_network"), "needs a second network"),
+    ("guidance", dict(guide="runs/x"), "has no use for a second network"),
+    ("guidance", dict(rule="conditional"), "does not guide"),
+    ("guidance", dict(rule="conditional", logsnr_min=0.0), "no unguided form"),
+    ("guidance", dict(logsnr_min=2.0, logsnr_max=1.0), "empty"),
+  ],
+)
+def test_what_cannot_be_combined_is_refused(config, section, values, words):
+  """Before any work: settings that no sampler has, and those that do not go with each other."""
+  config[section].update(values)
+  with pytest.raises(UserError, match=words):
+    program.check(config, [0.0, 1.0])
+
+
+def test_facts_are_whole_sections_less_what_is_not_in_use(config):
+  """A field that nobody thought of is among them; v is not where the sampler is DDIM, nor a path."""
+  config.sampler.unlock()
+  config.sampler.tomorrow = 3
+  facts = program.facts(config)
+  assert facts["sampler.tomorrow"] == 3 and facts["sampler.var_interp"] == 0.3
+  assert (
+    not {"sampler.rho", "guidance.momentum", "guidance.guide", "sampler.limit_max"} & facts.keys()
+  )
+  config.sampler.update(name="ddim", limit="dynamic", spacing="edm")
+  config.guidance.rule = "projected"
+  facts = program.facts(config)
+  assert "sampler.var_interp" not in facts
+  assert {"sampler.rho", "guidance.momentum", "sampler.limit_max"} <= facts.keys()
