@@ -60,9 +60,22 @@ def check_values(config: ConfigDict) -> None:
   logsnr_min, logsnr_max = value.get("schedule.logsnr_min"), value.get("schedule.logsnr_max")
   if logsnr_min is not None and logsnr_max is not None and logsnr_min >= logsnr_max:
     fields.refuse("schedule.logsnr_min", logsnr_min, "below schedule.logsnr_max")
+  check_stream(value)
   check_widths(value)
   check_judge_levels(value)
   check_swept_averages(value)
+
+
+def check_stream(value):
+  """Raise UserError if training reads more images than there are keys for their noise: an image's
+  key has its place in the stream, in 32 bits.
+  """
+  num_steps, batch_size = value.get("train.num_steps"), value.get("train.batch_size")
+  if num_steps is not None and batch_size is not None and num_steps * batch_size > 2**32:
+    most = 2**32 // batch_size
+    fields.refuse(
+      "train.num_steps", num_steps, f"at most {most} for batches of {batch_size}: 2^32 images"
+    )
 
 
 def check_widths(value):

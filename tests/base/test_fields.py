@@ -45,7 +45,7 @@ BAD = {
   "train.data_workers": (-1,),
   "train.accumulate": (0,),
   "train.fsdp": (0,),
-  "train.num_steps": (0, -1),
+  "train.num_steps": (0, -1, 2**25 + 1),
   "train.p_uncond": (-0.1, 1.1, math.nan),
   "train.ema_decays": ((), (1.0,), (-0.5,), ("0.9",), 0.9, (0.9, 0.9)),
   "train.keep_checkpoints": (0, -1),
@@ -154,7 +154,7 @@ def test_paths_are_what_they_mean(monkeypatch):
     config[section][field] = "~/x"
     fields.expand_paths(config)
     assert config[section][field] == "/home/me/x"
-    for address in ("gs://bucket/x", "s3:/bucket/x", "~nobody-of-that-name/x"):
+    for address in ("gs://bucket/x", "s3://bucket/x", "~nobody-of-that-name/x"):
       config[section][field] = address
       with pytest.raises(UserError, match=f"{name} is"):
         fields.expand_paths(config)
