@@ -141,7 +141,7 @@ def check_guidable(config: ConfigDict, strengths: Iterable[float]) -> None:
 
 
 def check_conditional(config: ConfigDict, strengths: Iterable[float]) -> None:
-  """Raise UserError for strengths to which a conditional model that was never learnt contributes."""
+  """Raise UserError for strengths that use the conditional model of a network that has none."""
   conditional = [w for w in strengths if w != -1]
   if conditional and config.train.p_uncond == 1:
     raise UserError(

@@ -3,7 +3,6 @@
 import pathlib
 import re
 from collections.abc import Callable
-from collections.abc import Callable
 
 from cfg.base.errors import UserError
 
@@ -27,11 +26,6 @@ def user_path(text: str, *, name: str) -> pathlib.Path:
     return pathlib.Path(text).expanduser()
   except RuntimeError as e:
     raise UserError(f"{name} is {text!r}: {e}. Write the path in full.") from e
-
-
-def path_argument(name: str) -> Callable[[str], str]:
-  """The type of an argparse argument that is a path: what `user_path` makes of it, as text."""
-  return lambda text: str(user_path(text, name=name))
 
 
 def path_argument(name: str) -> Callable[[str], str]:
