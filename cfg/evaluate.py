@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 import cfg
-from cfg.base import files, logs, runtime, sharding
+from cfg.base import files, progress, runtime, sharding
 from cfg.base.errors import UserError, run_command
 from cfg.base.paths import path_argument
 from cfg.features import inception, reference_files, references
@@ -299,5 +299,5 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-  logs.to_stderr()
+  progress.to_stderr()
   run_command(main)

@@ -186,9 +186,9 @@ def import_jax() -> None:
     raise UserError(
       f"jax cannot start: {e}. It reads environment variables (JAX_...): change or unset that one."
     ) from e
-  from cfg.base import logs
+  from cfg.base import progress
 
-  logs.to_stderr()
+  progress.to_stderr()
 
 
 def check_config(config) -> None:

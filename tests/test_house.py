@@ -33,12 +33,12 @@ INSIDE = {
     "arrays"
   ),
   "models": "unet classifier; backbone; layers; inception judge cifar_resnet",
-  "data": "prepare pipeline; sources; tfds; preparing; records recipes decode",
-  "data.preparing": "inputs; cifar10 imagenet; trees; parts",
+  "data": "prepare pipeline; sources; tfds; preparing; records recipes decode synthetic",
+  "data.preparing": "inputs; class_folders; cifar10 dataset_json imagenet; trees; parts layout",
   "metrics": "summary reference; scores pairwise; statistics; metric",
   "base": (
     "cli config; checkpoint images sharding logs pickles fields; files trees runtime optim flops "
-    "paths; errors"
+    "paths progress; errors"
   ),
   "": "losses sampling; guidance; diffusion schedules",
 }
@@ -54,7 +54,7 @@ HOMES = {
   "google": {"interop"},  # google.protobuf
   "clu": {"training.loop"},
   "tensorboardX": {"base.logs"},
-  "tqdm": {"base.logs", "data"},
+  "tqdm": {"base.progress"},
   "PIL": {"data", "base.images"},
   "matplotlib": {"report.figures"},
   "sklearn": {"data.sources"},

@@ -101,6 +101,8 @@ POSITIVE = number("a finite number above 0", above=0)
 NOT_NEGATIVE = number("a finite number, at least 0", least=0)
 DECAY = number("at least 0 and below 1", least=0, below=1)
 DROPOUT = number("a probability below 1", least=0, below=1)
+FINITE = number("a finite number")
+V = number("the paper's v, between 0 and 1", least=0, most=1)
 STRENGTH = number("finite and at least -1 (w = 0 is unguided, scale = 1 + w)", least=-1)
 STRENGTHS = several(STRENGTH, least=1)
 CH = Values(
@@ -164,6 +166,24 @@ FIELDS: dict[str, Values] = {
   "preview.num_per_class": COUNT,
   "watch.w": STRENGTHS,
   "watch.num_samples": integer(2),
+  "guidance.rule": TEXT,
+  "guidance.guide": TEXT,
+  "guidance.guide_ema": optional(DECAY),
+  "guidance.logsnr_min": optional(FINITE),
+  "guidance.logsnr_max": optional(FINITE),
+  "guidance.momentum": FINITE,
+  "guidance.norm_limit": optional(POSITIVE),
+  "guidance.parallel": FINITE,
+  "sampler.name": TEXT,
+  "sampler.num_steps": integer(2, "a whole number, both ends of the grid included"),
+  "sampler.var_interp": V,
+  "sampler.limit": TEXT,
+  "sampler.limit_percentile": number("a share above 0, at most 1", above=0, most=1),
+  "sampler.limit_max": optional(number("a finite number, at least 1", least=1)),
+  "sampler.spacing": TEXT,
+  "sampler.rho": POSITIVE,
+  "sampler.logsnr_min": optional(FINITE),
+  "sampler.logsnr_max": optional(FINITE),
   "sweep.w": distinct(STRENGTHS),
   "sweep.num_samples": COUNT,
   "sweep.num_blocks": integer(2),
@@ -172,7 +192,7 @@ FIELDS: dict[str, Values] = {
   "sweep.ema": optional(DECAY),
   "sweep.sampler": several(TEXT),
   "sweep.num_steps": several(COUNT),
-  "sweep.var_interp": several(number("between 0 and 1", least=0, most=1)),
+  "sweep.var_interp": several(V),
   "sweep.ema_decays": several(DECAY),
   "sweep.allow_few": FLAG,
   "sweep.extrapolate": FLAG,

@@ -1,4 +1,4 @@
-"""python -m cfg.data.prepare INPUT OUT --resolution=64: any labelled images become a prepared data set to train on.
+"""python -m cfg.data.prepare INPUT OUT --resolution=64: of labelled images, a data set to train on.
 
 The work is cut into shards of the input's order. A shard is written whole or not at all, with
 a note of what is in it; a run that was killed goes on with the shards that are missing, and
@@ -9,19 +9,22 @@ import argparse
 import concurrent.futures
 import hashlib
 import json
+import logging
 import multiprocessing
 import os
-import pathlib
 
 import numpy as np
 import threadpoolctl
-from tqdm import tqdm
 
-from cfg.base import files
+from cfg.base import files, progress
 from cfg.base.errors import UserError, run_command
+from cfg.base.paths import user_path
 from cfg.data import records
 from cfg.data.preparing import inputs
+from cfg.data.preparing.parts import list_classes
 from cfg.data.recipes import RECIPES
+
+log = logging.getLogger(__name__)
 
 SHARD_SIZE = 2048
 PLAN = "plan.json"  # of a preparation that is not finished
@@ -33,7 +36,9 @@ def make_shard(task):
   tried.
   """
   part, path, resolution, recipe = task
-  rows, labels, rejected = [], [], []
+  rows = []
+  labels = []
+  rejected = []
   with threadpoolctl.threadpool_limits(
     1
   ):  # the processes share the cores; products this small are slower on several
@@ -42,7 +47,7 @@ def make_shard(task):
         rows.append(records.encode(RECIPES[recipe](part.read(i), resolution), int(part.labels[i])))
         labels.append(int(part.labels[i]))
       except UserError as e:
-        rejected.append([part.names[i], str(e)])
+        rejected.append([part.title(i), str(e)])
   records.write_shard(path, rows)
   note = {
     "file": path.name,
@@ -72,7 +77,7 @@ def prepare(source, out, *, resolution, recipe="area", name=None, workers=1, max
   """Make the prepared data set `out` of the images at `source`; see the module's docstring.
 
   Args:
-    source: see data.inputs.
+    source: see data.preparing.inputs.
     out: a folder, made if it is not there; it may hold a part of the same preparation.
     resolution: side of the images made.
     recipe: of data.recipes.
@@ -87,21 +92,23 @@ def prepare(source, out, *, resolution, recipe="area", name=None, workers=1, max
     UserError: nothing to prepare there, `out` holds something else, or too many images cannot be
       read.
   """
-  source, out = pathlib.Path(source).expanduser(), pathlib.Path(out).expanduser()
+  source = user_path(str(source), name="the input")
+  out = user_path(str(out), name="the output")
   if resolution < 1 or workers < 1 or not 0 <= max_rejected <= 1:
     raise UserError(
       "--resolution and --workers must be at least 1, and --max_rejected a share from 0 to 1."
     )
-  found = inputs.open_input(source)
+  given = inputs.open_input(source)
+  log.info("%s", given)
   plan = {
     "format": records.FORMAT,
     "name": name or source.resolve().stem,
-    "input": found.kind,
+    "input": given.kind,
     "recipe": recipe,
     "resolution": resolution,
-    "class_names": list(found.class_names),
-    "class_ids": None if found.class_ids is None else list(found.class_ids),
-    "splits": {split: part.fingerprint() for split, part in found.splits.items()},
+    "class_names": list(given.class_names),
+    "class_ids": None if given.class_ids is None else list(given.class_ids),
+    "splits": {split: part.fingerprint() for split, part in given.splits.items()},
   }
   plan = {
     **plan,
@@ -123,10 +130,10 @@ def prepare(source, out, *, resolution, recipe="area", name=None, workers=1, max
     return manifest
   _claim(out, plan)
   tasks = {
-    split: _tasks(part, out, split, resolution, recipe) for split, part in found.splits.items()
+    split: _tasks(part, out, split, resolution, recipe) for split, part in given.splits.items()
   }
   _run([task for some in tasks.values() for task in some], workers)
-  return _finish(out, plan, tasks, found, max_rejected)
+  return _finish(out, plan, tasks, given, max_rejected)
 
 
 def _claim(out, plan):
@@ -153,7 +160,7 @@ def _tasks(part, out, split, resolution, recipe):
   count = -(-len(part) // SHARD_SIZE)
   path = lambda n: out / f"{split}-{n:05d}-of-{count:05d}.array_record"
   return [
-    (part.part(slice(n * SHARD_SIZE, (n + 1) * SHARD_SIZE)), path(n), resolution, recipe)
+    (part.select(slice(n * SHARD_SIZE, (n + 1) * SHARD_SIZE)), path(n), resolution, recipe)
     for n in range(count)
   ]
 
@@ -163,34 +170,36 @@ def _run(tasks, workers):
   missing = [task for task in tasks if _finished(task[1]) is None]
   total = sum(len(task[0]) for task in tasks)
   done = total - sum(len(task[0]) for task in missing)
-  with tqdm(total=total, initial=done, unit="images", desc="prepare", disable=None) as bar:
-    if workers == 1:
-      for task in missing:
-        bar.update(make_shard(task))
-      return
-    with concurrent.futures.ProcessPoolExecutor(
-      workers, mp_context=multiprocessing.get_context("spawn")
-    ) as pool:
-      futures = [pool.submit(make_shard, task) for task in missing]
-      try:
-        for future in concurrent.futures.as_completed(futures):
-          bar.update(future.result())
-      except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
-        raise
+  with progress.Progress("prepare", total=total, unit="images") as bar:
+    bar.update(done)
+    for count in _made(missing, workers):
+      done += count
+      bar.update(done)
 
 
-def _finish(out, plan, tasks, found, max_rejected):
+def _made(tasks, workers):
+  """make_shard of each task, in so many processes; yields what it returns when it is done."""
+  if workers == 1:
+    yield from map(make_shard, tasks)
+    return
+  with concurrent.futures.ProcessPoolExecutor(
+    workers, mp_context=multiprocessing.get_context("spawn")
+  ) as pool:
+    futures = [pool.submit(make_shard, task) for task in tasks]
+    try:
+      for future in concurrent.futures.as_completed(futures):
+        yield future.result()
+    except BaseException:
+      pool.shutdown(wait=False, cancel_futures=True)
+      raise
+
+
+def _finish(out, plan, tasks, given, max_rejected):
   """Write labels and manifest from the shards' notes; the notes and the plan go."""
   notes = {split: [_finished(task[1]) for task in some] for split, some in tasks.items()}
   everything = [note for some in notes.values() for note in some]
-  rejected = {
-    f"{split}/{file}" if len(notes) > 1 else file: reason
-    for split, some in notes.items()
-    for note in some
-    for file, reason in note["rejected"]
-  }
-  total = sum(len(part) for part in found.splits.values())
+  rejected = {name: reason for note in everything for name, reason in note["rejected"]}
+  total = sum(len(part) for part in given.splits.values())
   if len(rejected) > max_rejected * total:
     shown = "; ".join(list(rejected.values())[:3])
     raise UserError(
@@ -224,7 +233,7 @@ def _finish(out, plan, tasks, found, max_rejected):
     },
     "labels_sha256": records.sha256(out / records.LABELS),
     "rejected": rejected,
-    "ignored": found.ignored,
+    "ignored": given.ignored,
   }
   files.write_json(out / records.MANIFEST, manifest)
   for note in everything:
@@ -238,7 +247,7 @@ def _finish(out, plan, tasks, found, max_rejected):
 
 def report(manifest):
   """What was made and what was left out, as text."""
-  lines = []
+  lines = [list_classes(manifest["class_names"], most=MOST_SHOWN)]
   for split, about in manifest["splits"].items():
     counts = about["class_counts"]
     lines.append(
@@ -270,7 +279,8 @@ def main(argv=None):
   )
   parser.add_argument(
     "input",
-    help="a folder of class sub-folders, or a zip or tar of them; a folder with ILSVRC2012's tars; "
+    help="a folder of class sub-folders, or a zip or tar of them; EDM's and StyleGAN's data sets, "
+    "with a dataset.json of labels; a folder with ILSVRC2012's tars; "
     "Kaggle's ImageNet archive, zipped or "
     "extracted; an .npz of images and labels; CIFAR-10's binary or python archive, compressed or "
     "extracted",
@@ -302,4 +312,5 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
+  progress.to_stderr()
   run_command(main)

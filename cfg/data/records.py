@@ -14,11 +14,11 @@ import json
 import pathlib
 import struct
 
-import grain
 import numpy as np
 
 from cfg.base import files
 from cfg.base.errors import UserError
+from cfg.base.progress import Progress
 
 FORMAT = "cfg-records-1"
 MANIFEST, LABELS = "manifest.json", "labels.npz"
@@ -68,6 +68,8 @@ class RecordSource:
   shape: tuple[int, int, int]
 
   def __post_init__(self):
+    import grain  # it imports JAX, which preparing does without
+
     object.__setattr__(self, "_records", grain.sources.ArrayRecordDataSource(list(self.paths)))
 
   def __len__(self):
@@ -126,11 +128,18 @@ def open_split(folder, manifest, split):
 
 def verify(folder):
   """The files of a prepared data set whose content is not what the manifest says."""
-  folder, manifest = pathlib.Path(folder).expanduser(), read_manifest(folder)
+  folder = pathlib.Path(folder).expanduser()
+  manifest = read_manifest(folder)
   expected = {
     shard["file"]: shard["sha256"]
     for split in manifest["splits"].values()
     for shard in split["shards"]
   }
   expected[LABELS] = manifest["labels_sha256"]
-  return [name for name, digest in expected.items() if sha256(folder / name) != digest]
+  wrong = []
+  with Progress("verify", total=len(expected), unit="files", passing=True) as progress:
+    for i, (name, digest) in enumerate(expected.items()):
+      if sha256(folder / name) != digest:
+        wrong.append(name)
+      progress.update(i + 1)
+  return wrong

@@ -4,20 +4,19 @@ sets, TFDS, synthetic images.
 
 import dataclasses
 import logging
-import pathlib
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
 
 from cfg.base.errors import UserError, nearest
+from cfg.base.paths import user_path
 from cfg.data import records, tfds
 from cfg.data.preparing import inputs, parts
 from cfg.data.recipes import RECIPES
+from cfg.data.synthetic import SyntheticSource
 
 log = logging.getLogger(__name__)
-
-# files that are passed over, in the log
-MOST_SHOWN = 10
 
 
 class Source(Protocol):
@@ -59,11 +58,11 @@ class ArraySource:
 
 @dataclasses.dataclass(frozen=True)
 class ReadSource:
-  """Images of a part of an Input (data.parts), made `resolution` square by one of data.recipes when
+  """Images of a split of an Input, made `resolution` square by one of data.recipes when
   they are read.
   """
 
-  part: parts.Files | parts.Members | parts.Arrays
+  part: parts.ImageFiles | parts.Arrays
   resolution: int
   recipe: str
 
@@ -95,41 +94,13 @@ class Rows:
     return self.source[int(self.rows[i])]
 
 
-@dataclasses.dataclass(frozen=True)
-class SyntheticSource:
-  """Images that need no file: coarse random squares tinted by their class. Example i is a function
-  of (seed, i).
-  """
-
-  count: int
-  num_classes: int
-  resolution: int
-  seed: int
-
-  def __len__(self):
-    return self.count
-
-  def __getitem__(self, i):
-    label = i % self.num_classes
-    tint = np.random.default_rng([label]).integers(0, 128, 3)
-    coarse = np.random.default_rng([self.seed, i]).integers(0, 128, (4, 4, 3)) + tint
-    cells = np.arange(self.resolution) * 4 // self.resolution
-    return {"image": coarse[cells][:, cells].astype(np.uint8), "label": np.int32(label)}
-
-
 def load(config):
   """The Dataset that `config`, the config's section data, names.
 
   Raises:
     UserError: an unknown name, or a folder that cannot be used.
   """
-  makers = {"digits": digits, "folder": folder, "prepared": prepared, "synthetic": synthetic}
-  if config.name not in makers and not config.name.startswith(tfds.PREFIX):
-    raise UserError(
-      f"data.name is {config.name!r}: {nearest(config.name, makers)} {tfds.PREFIX}NAME is a data "
-      f"set of TFDS."
-    )
-  dataset = makers.get(config.name, from_tfds)(config)
+  dataset = _kind(config).load(config)
   if config.num_classes and config.num_classes != dataset.num_classes:
     raise UserError(
       f"data.num_classes is {config.num_classes}, but {dataset.name} has {dataset.num_classes} "
@@ -140,17 +111,16 @@ def load(config):
 
 
 def shape(config):
-  """(num_classes, image_shape) of what `load` would give, without reading images where the config
-  tells.
+  """(num_classes, image_shape) of what `load` would give; no image is read, and no file
+  where data.num_classes says how many classes there are.
   """
-  of_tfds, square = config.name.startswith(tfds.PREFIX), (config.resolution, config.resolution, 3)
-  if (of_tfds or config.name in ("folder", "prepared", "synthetic")) and config.num_classes:
-    return config.num_classes, square
-  if of_tfds:
-    check_square(config)
-    return len(tfds.class_names(config)), square
-  dataset = load(config)
-  return dataset.num_classes, dataset.image_shape
+  kind = _kind(config)
+  if kind.image_shape is not None:
+    return kind.count_classes(config), kind.image_shape
+  return (
+    config.num_classes or kind.count_classes(config),
+    (config.resolution, config.resolution, 3),
+  )
 
 
 def synthetic(config):
@@ -194,54 +164,54 @@ def digits(config):
 
 
 def folder(config):
-  """`path/<class>/<image>`, or whatever else data.inputs finds in a folder, read as it is: images
-  RGB, `resolution` square.
+  """`path/<class>/<image>`, or what else data.preparing.inputs finds in a folder, read as it is:
+  images RGB, `resolution` square.
   """
+  given = _open_folder(config)
+  for part in given.splits.values():
+    part.check()
+  read = {
+    name: ReadSource(part, config.resolution, config.recipe) for name, part in given.splits.items()
+  }
+  return make_dataset(
+    config,
+    _folder_path(config).resolve().name,
+    read,
+    class_names=given.class_names,
+    image_shape=(config.resolution, config.resolution, 3),
+  )
+
+
+def _folder_path(config):
   if not config.path:
     raise UserError(
       "data.name is 'folder' but data.path is empty: give --config.data.path=DIR, a folder of "
       "class sub-folders."
     )
-  check_square(config)
-  root = pathlib.Path(config.path).expanduser()
+  root = user_path(config.path, name="data.path")
   if not root.is_dir():
     raise UserError(
       f"data.path {str(root)!r} is not a folder: it must hold one sub-folder of images per class."
     )
-  found = inputs.open_input(root)
-  for name, why in list(found.ignored.items())[:MOST_SHOWN]:
-    log.warning("%s is passed over: %s", root / name, why)
-  if len(found.ignored) > MOST_SHOWN:
-    log.warning("... and so are %d more", len(found.ignored) - MOST_SHOWN)
-  for part in found.splits.values():
-    part.check()
-  read = {
-    name: ReadSource(part, config.resolution, config.recipe) for name, part in found.splits.items()
-  }
-  return make_dataset(
-    config,
-    root.resolve().name,
-    read,
-    class_names=found.class_names,
-    image_shape=(config.resolution, config.resolution, 3),
-  )
+  return root
+
+
+def _open_folder(config):
+  """The Input of the folder at `path`; what it is read as, and what is passed over, is logged."""
+  root = _folder_path(config)
+  check_square(config)
+  given = inputs.open_input(root)
+  log.info("%s has %s", root, given)
+  inputs.warn_of(given.ignored, root)
+  return given
 
 
 def prepared(config):
-  """What python -m cfg.data.prepare made in `path`; a part of it is held out where it has no split for that."""
-  if not config.path:
-    raise UserError(
-      "data.name is 'prepared' but data.path is empty: give --config.data.path=DIR, which python "
-      "-m cfg.data.prepare made."
-    )
-  manifest = records.read_manifest(config.path)
-  side = manifest["image_shape"][0]
-  if config.resolution != side:
-    raise UserError(
-      f"data.resolution is {config.resolution}, but {config.path!r} was prepared at {side}: set "
-      f"--config.data.resolution={side}, or prepare it again."
-    )
-  read = {name: records.open_split(config.path, manifest, name) for name in manifest["splits"]}
+  """What python -m cfg.data.prepare made in `path`; a part of it is held out where it has no split
+  for that.
+  """
+  path, manifest = _open_manifest(config)
+  read = {name: records.open_split(path, manifest, name) for name in manifest["splits"]}
   return make_dataset(
     config,
     manifest["name"],
@@ -249,6 +219,24 @@ def prepared(config):
     class_names=tuple(manifest["class_names"]),
     image_shape=tuple(manifest["image_shape"]),
   )
+
+
+def _open_manifest(config):
+  """(path, manifest) of the prepared data set in `path`, which has data.resolution."""
+  if not config.path:
+    raise UserError(
+      "data.name is 'prepared' but data.path is empty: give --config.data.path=DIR, which python "
+      "-m cfg.data.prepare made."
+    )
+  path = user_path(config.path, name="data.path")
+  manifest = records.read_manifest(path)
+  side = manifest["image_shape"][0]
+  if config.resolution != side:
+    raise UserError(
+      f"data.resolution is {config.resolution}, but {config.path!r} was prepared at {side}: set "
+      f"--config.data.resolution={side}, or prepare it again."
+    )
+  return path, manifest
 
 
 def from_tfds(config):
@@ -310,3 +298,39 @@ def split(labels, *, fraction, seed):
       "no class has more than one image: at least 2 of one are needed, to hold one out. Add images."
     )
   return np.setdiff1d(np.arange(len(labels)), heldout), heldout
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+  """What a data.name means: how to load it, and what is known without loading it."""
+
+  load: Callable[..., Dataset]
+  count_classes: Callable[..., int]
+  image_shape: tuple[int, int, int] | None = None  # None: RGB, data.resolution square
+
+
+def _count_tfds(config):
+  check_square(config)
+  return len(tfds.class_names(config))
+
+
+# by data.name; the last by how it begins
+KINDS = {
+  "digits": Kind(digits, lambda config: 10, (8, 8, 1)),
+  "folder": Kind(folder, lambda config: len(_open_folder(config).class_names)),
+  "prepared": Kind(prepared, lambda config: len(_open_manifest(config)[1]["class_names"])),
+  "synthetic": Kind(synthetic, lambda config: synthetic(config).num_classes),
+  tfds.PREFIX: Kind(from_tfds, _count_tfds),
+}
+
+
+def _kind(config):
+  """The Kind that data.name is of; UserError if there is none."""
+  name = tfds.PREFIX if config.name.startswith(tfds.PREFIX) else config.name
+  if name not in KINDS:
+    known = [name for name in KINDS if name != tfds.PREFIX]
+    raise UserError(
+      f"data.name is {config.name!r}: {nearest(config.name, known)} {tfds.PREFIX}NAME is a data "
+      f"set of TFDS."
+    )
+  return KINDS[name]

@@ -15,6 +15,7 @@ import re
 import numpy as np
 
 from cfg.base.errors import UserError, nearest
+from cfg.base.progress import Progress
 from cfg.data import decode
 from cfg.data.preparing import imagenet
 from cfg.data.recipes import RECIPES
@@ -32,7 +33,7 @@ SQUEEZED, MARK = "imagenet_resized", "squeezed-reordered"
 
 @dataclasses.dataclass(frozen=True)
 class TfdsSource:
-  """Random access to a split, its images RGB and made `resolution` square by one of data.recipes."""
+  """Random access to a split, its images RGB and made `resolution` square by a recipe."""
 
   records: object  # TFDS's: {"image": an encoded file, "label": int, ...}
   name: str
@@ -68,8 +69,13 @@ class TfdsSource:
   @property
   def labels(self):
     """int32 [N]: every record is read, no image decoded."""
-    log.info("reading the %d labels of %s", len(self), self.name)
-    return np.asarray([self._read(i)["label"] for i in range(len(self))], np.int32)
+    labels = np.empty(len(self), np.int32)
+    what = f"reading the labels of {self.name}"
+    with Progress(what, total=len(self), unit="examples", passing=True) as progress:
+      for i in range(len(self)):
+        labels[i] = self._read(i)["label"]
+        progress.update(i + 1)
+    return labels
 
   def _read(self, i):
     try:
@@ -173,7 +179,7 @@ def _builder(config):
 
 
 def _said(error):
-  """The message of an exception of TFDS in one line, without the prefix that repeats the arguments."""
+  """The message of an exception of TFDS in one line, without the arguments that it repeats."""
   return re.sub(r'^Failed to construct dataset .*?\}": ', "", " ".join(str(error).split()))[
     :300
   ].rstrip(".")
@@ -210,7 +216,8 @@ def _features(builder, config):
 def _words(feature):
   """Image[None,None,3] float32, for messages."""
   try:
-    return f"{type(feature).__name__}[{','.join(map(str, feature.shape))}] {np.dtype(feature.np_dtype).name}"
+    shape = ",".join(map(str, feature.shape))
+    return f"{type(feature).__name__}[{shape}] {np.dtype(feature.np_dtype).name}"
   except (TypeError, AttributeError, NotImplementedError):  # a feature made of others
     return type(feature).__name__
 
@@ -224,7 +231,8 @@ def _check_prepared(builder, config):
     f", data_dir={config.path!r}" if config.path else "",
   )
   way = (
-    f"""python -c "import tensorflow_datasets as t; t.builder({wanted!r}{where}).download_and_prepare(file_format={FORMAT!r})". """
+    f'python -c "import tensorflow_datasets as t; t.builder({wanted!r}{where})'
+    f'.download_and_prepare(file_format={FORMAT!r})". '
     "That needs TensorFlow (pip install -e '.[tfds_prepare]'), here or on another machine; "
     "training does not."
   )
@@ -232,7 +240,8 @@ def _check_prepared(builder, config):
     others = sorted(path.name for path in builder.data_path.parent.glob("[0-9]*.*.*"))
     hint = "Prepare it once:"
     if others:
-      hint = f"There is {', '.join(others)}: take one, as {PREFIX}{wanted.split(':')[0]}:{others[-1]}, or prepare this one:"
+      newest = f"{PREFIX}{wanted.split(':')[0]}:{others[-1]}"
+      hint = f"There is {', '.join(others)}: take one, as {newest}, or prepare this one:"
     raise UserError(
       f"data.name is {config.name!r}, but {str(builder.data_path)!r} has no prepared data set. "
       f"{hint} {way}"

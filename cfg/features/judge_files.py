@@ -11,8 +11,9 @@ import jax
 import numpy as np
 
 from cfg.base import config as config_lib
-from cfg.base import files, logs, optim, sharding, trees
+from cfg.base import files, optim, sharding, trees
 from cfg.base.errors import UserError
+from cfg.base.progress import Progress
 from cfg.data import pipeline
 from cfg.features import cifar_resnet, judge
 from cfg.features.extractor import Extractor, Source, classifier
@@ -173,7 +174,7 @@ def _train(config, *, model, dataset):
     start_step=0,
     num_steps=section.num_steps,
   )
-  with logs.Progress("judge", total=section.num_steps, unit="steps") as progress:
+  with Progress("judge", total=section.num_steps, unit="steps") as progress:
     params = judge.fit(
       model=model,
       optimizer=optimizer,

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 import jax
 import numpy as np
 
-from cfg.base import logs, sharding
+from cfg.base import sharding
+from cfg.base.progress import Progress
 from cfg.features.extractor import Extractor
 from cfg.metrics import statistics
 
@@ -44,7 +45,7 @@ class PlacedExtractor:
     sums = statistics.Accumulator(
       self.extractor.metrics, dims=self.extractor.dims, block_of=block_of
     )
-    with logs.Progress(what, total=total, unit="images") as progress:
+    with Progress(what, total=total, unit="images") as progress:
       for outputs, labels in self._one_ahead(iter(rows), total, batch_size, digest):
         sums.add(outputs, labels)
         progress.update(sums.count)

@@ -10,7 +10,7 @@ import math
 import pathlib
 
 from cfg import schedules
-from cfg.base import logs
+from cfg.base import progress
 from cfg.base.errors import UserError, run_command
 from cfg.base.paths import path_argument
 from cfg.interop import adm_weights, torch_file, weights
@@ -296,5 +296,5 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-  logs.to_stderr()
+  progress.to_stderr()
   run_command(main)

@@ -18,7 +18,7 @@ import zipfile
 import numpy as np
 import safetensors
 
-from cfg.base import files, logs, trees
+from cfg.base import files, progress, trees
 from cfg.base.errors import UserError, run_command
 from cfg.base.paths import path_argument
 from cfg.interop import arrays as arrays_lib
@@ -146,11 +146,11 @@ def download(path):
       files.replacing(path) as temporary,
       temporary.open("wb") as out,
     ):
-      with logs.Progress("download", total=BYTES, unit="bytes") as progress:
+      with progress.Progress("download", total=BYTES, unit="bytes") as bar:
         while block := source.read(2**20):
           out.write(block)
           digest.update(block)
-          progress.update(out.tell())
+          bar.update(out.tell())
       if digest.hexdigest() != SHA256:
         raise UserError(
           f"what {URL} gave is not the file of old: its SHA-256 is {digest.hexdigest()}, not "
@@ -200,5 +200,5 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-  logs.to_stderr()
+  progress.to_stderr()
   run_command(main)

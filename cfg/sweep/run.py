@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from cfg.base import files, logs, sharding
+from cfg.base import files, sharding
 from cfg.base.config import ConfigDict
 from cfg.base.errors import UserError
+from cfg.base.progress import Progress
 from cfg.data.sources import Dataset
 from cfg.features import references, select
 from cfg.features.extractor import Extractor
@@ -121,7 +122,7 @@ def draw_missing(
   cost = lambda variant, w: sum(program.nfe(variant.program.at(w)).values())
   total = settings.num_samples * sum(cost(variant, w) for variant, w in missing)
   done = 0
-  with logs.Progress("sweep", total=total, unit="network evaluations") as progress:
+  with Progress("sweep", total=total, unit="network evaluations") as progress:
     for variant, group in itertools.groupby(missing, key=lambda pair: pair[0]):
       generator = Generator(
         variant.program, mesh=mesh, batch_size=settings.batch_size, extractor=measured.extractor
@@ -147,7 +148,7 @@ def show(progress, count: int, kept: bool, *, w: float, before: int, evaluations
   """Tell a Progress of `count` images at strength w; kept ones took no time now.
 
   Args:
-    progress: a logs.Progress.
+    progress: a progress.Progress.
     count: images of this strength that are done.
     kept: whether the last of them were kept by an earlier call.
     w: the strength.

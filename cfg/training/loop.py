@@ -10,6 +10,7 @@ from clu import parameter_overview
 from cfg.base import checkpoint, files, flops, logs, optim, sharding
 from cfg.base import config as config_lib
 from cfg.base.errors import UserError
+from cfg.base.progress import Progress
 from cfg.data import pipeline
 from cfg.interop import weights
 from cfg.models import unet
@@ -134,7 +135,7 @@ def _train_from(config, *, model, dataset, mesh, workdir, checkpoints):
     num_workers=config.train.get("data_workers", 0),
     place=step_fn.place,
   )
-  progress = logs.Progress("train", total=config.train.num_steps, unit="steps", initial=step)
+  progress = Progress("train", total=config.train.num_steps, unit="steps", initial=step)
   with logs.MetricsLog(workdir, step=step) as metrics_log, progress, stream, StopRequest() as stop:
     meter = make_meter(config, model=model, image_shape=dataset.image_shape, mesh=mesh)
     observer = watch.Observer(

@@ -295,7 +295,7 @@ def test_archives_that_cannot_be_read(tmp_path, expected):
   with pytest.raises(UserError, match="set.tar.*cut short"):
     inputs.open_input(tmp_path / "set.tar")
   (tmp_path / "noise.zip").write_bytes(b"noise" * 200)
-  with pytest.raises(UserError, match="noise.zip.*cannot be prepared"):
+  with pytest.raises(UserError, match="noise.zip.*no folder, no zip"):
     inputs.open_input(tmp_path / "noise.zip")
   with zipfile.ZipFile(tmp_path / "lzma.zip", "w", zipfile.ZIP_LZMA) as archive:
     archive.writestr("a/1.jpg", b"x" * 100)
@@ -310,7 +310,7 @@ class Evil:
 
 @pytest.fixture(scope="module")
 def cifar():
-  """{file: dict} of the python archive with four images a batch, as the published one was pickled."""
+  """{file: dict} of the python archive with four images a batch, pickled as the published one."""
   rng = np.random.default_rng(0)
   batch = lambda name: {
     "batch_label": name,

@@ -142,7 +142,7 @@ def test_equal_bytes(pictures, tmp_path, monkeypatch):
 
 
 def test_a_killed_process_goes_on(pictures, tmp_path):
-  """SIGKILL while it works: the folder says that it is not finished; the same command finishes it."""
+  """SIGKILL while it works: the folder says that it is not finished; the command finishes it."""
   many = tmp_path / "in"
   for label in range(3):
     (many / str(label)).mkdir(parents=True)
@@ -189,7 +189,7 @@ def test_refusals(pictures, tmp_path):
   with pytest.raises(UserError, match="not empty"):
     run(pictures, tmp_path / "used")
   for path in (tmp_path / "absent", tmp_path / "used"):
-    with pytest.raises(UserError, match="cannot be prepared|no sub-folders"):
+    with pytest.raises(UserError, match="is not there|no sub-folders"):
       inputs.open_input(path)
 
 
@@ -243,6 +243,76 @@ def test_npz(tmp_path, photo):
     np.savez(path, **{"images": images, "labels": np.array([0, 1, 2, 0, 1, 2]), **change})
     with pytest.raises(UserError):
       inputs.open_input(path)
+
+
+NPZ = {"images": np.zeros((4, 5, 5, 3), np.uint8), "labels": np.array([0, 1, 1, 0])}
+
+
+@pytest.mark.parametrize(
+  "change, words",
+  [
+    ({"labels": np.array([0.0, 1.0, 1.0, 0.0])}, "integers from 0"),
+    ({"labels": np.eye(2)[[0, 1, 1, 0]]}, r"labels float64\[4, 2\]"),
+    ({"labels": np.eye(2, dtype=int)[[0, 1, 1, 0]]}, r"labels int64\[4, 2\]"),
+    ({"labels": np.array([[0], [1], [1], [0]])}, r"labels int64\[4, 1\]"),
+    ({"labels": np.array([False, True, True, False])}, "integers from 0"),
+    ({"labels": np.array(["0", "1", "1", "0"])}, "integers from 0"),
+    ({"labels": np.array([0, 1, 1, 2**32])}, "from 0 to 4294967296"),
+    ({"labels": np.array([0, 1, 1, 2**63], np.uint64)}, "from 0 to 9223372036854775808"),
+    ({"class_names": np.array(["a", "a"])}, "two classes of one name"),
+  ],
+)
+def test_labels_of_an_npz_that_are_no_classes(tmp_path, change, words):
+  """Fractions, vectors and identifiers are refused: none is cut to a class without a word."""
+  np.savez(tmp_path / "set.npz", **{**NPZ, **change})
+  with pytest.raises(UserError, match=words):
+    inputs.open_input(tmp_path / "set.npz")
+
+
+def test_splits_and_names_of_an_npz(tmp_path):
+  """x_val is a split as x_test is; names that are bytes are text."""
+  x = NPZ["images"]
+  y = NPZ["labels"]
+  names = np.array([b"cat", b"dog"])
+  np.savez(tmp_path / "set.npz", x_train=x, y_train=y, x_val=x[:1], y_val=y[:1], class_names=names)
+  given = inputs.open_input(tmp_path / "set.npz")
+  assert {split: len(part) for split, part in given.splits.items()} == {"train": 4, "val": 1}
+  assert given.class_names == ("cat", "dog")
+
+
+@pytest.mark.parametrize("address", ["gs://bucket/set", "s3://bucket/set", "https://host/a.zip"])
+def test_addresses_are_refused(tmp_path, address):
+  """As input and as output; nothing is made."""
+  before = sorted(path.name for path in ROOT.iterdir())
+  (tmp_path / "in").mkdir()
+  for source, out in ((address, tmp_path / "out"), (tmp_path / "in", address)):
+    with pytest.raises(UserError, match=f"(input|output) is '{address}'"):
+      run(source, out)
+  assert sorted(path.name for path in ROOT.iterdir()) == before
+
+
+def test_home_is_expanded(pictures, tmp_path, monkeypatch):
+  """~ is the home folder, for the input and the output."""
+  monkeypatch.setenv("HOME", str(tmp_path))
+  (tmp_path / "in").symlink_to(pictures)
+  run("~/in", "~/out")
+  assert (tmp_path / "out" / "manifest.json").is_file()
+
+
+def test_preparing_imports_no_jax_and_is_not_silent(pictures, tmp_path):
+  """Off a terminal there are lines that say what is read and how far it is; JAX is not loaded."""
+  program = (
+    "import sys; from cfg.base import progress; progress.to_stderr();"
+    "from cfg.data import prepare; prepare.main(sys.argv[1:]);"
+    "assert not {'jax', 'tensorboardX', 'grain'} & sys.modules.keys()"
+  )
+  options = [str(pictures), str(tmp_path / "out"), "--resolution=8", "--max_rejected=0.2"]
+  done = subprocess.run(
+    [sys.executable, "-c", program, *options], cwd=ROOT, capture_output=True, text=True
+  )
+  assert done.returncode == 0, done.stderr
+  for words in ("listing", "2 classes: flower, 猫", "prepare 22/22 images (100%)"):
+    assert words in done.stderr
 
 
 def test_splits_of_a_folder_and_of_an_npz(pictures, tmp_path, photo):
@@ -424,6 +494,6 @@ def test_a_prepared_set_trains(pictures, tmp_path):
   )
   assert (
     refused.returncode == 1
-    and refused.stderr.startswith("error:")
+    and refused.stderr.splitlines()[-1].startswith("error:")
     and "another prepared" in refused.stderr
   )

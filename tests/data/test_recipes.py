@@ -23,7 +23,7 @@ def square(image, side):
 @pytest.mark.parametrize("name", recipes.RECIPES)
 @pytest.mark.parametrize("size", [32, 64, 128])
 def test_shape_and_mean(photo, name, size):
-  """A uint8 square of the size asked for, upright or lying, whose mean is near the centre square's."""
+  """A uint8 square of the size asked for, whose mean is near the centre square's."""
   for image in (photo, photo.transpose(1, 0, 2)):
     out = recipes.RECIPES[name](image, size)
     assert out.shape == (size, size, 3) and out.dtype == np.uint8

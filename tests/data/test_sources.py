@@ -1,5 +1,6 @@
 """The digits, image folders, and the stream."""
 
+import dataclasses
 import pathlib
 
 import numpy as np
@@ -59,7 +60,7 @@ def same(a, b):
 
 @pytest.mark.smoke
 def test_stream_resumes_anywhere(digits, batches):
-  """Started at step k, the stream goes on as the one from 0 does, also in the middle of an epoch."""
+  """Started at step k, also in the middle of an epoch, the stream goes on as the one from 0."""
   for start in (1, 17, 60):
     rest = stream(digits.train, start_step=start)
     assert len(rest) == 100 - start
@@ -242,7 +243,7 @@ def test_a_folder_follows_its_recipe(folder):
   for name, recipe in recipes.RECIPES.items():
     source = load(recipe=name).train
     found[name] = source[0]["image"]
-    with Image.open(source.source.part.root / name_of(source, 0)) as image:
+    with Image.open(source.source.part.path / name_of(source, 0)) as image:
       np.testing.assert_array_equal(found[name], recipe(np.asarray(image.convert("RGB")), 8))
   assert not np.array_equal(found["area"], found["adm"]) and not np.array_equal(
     found["adm"], found["edm"]
@@ -278,7 +279,7 @@ def test_folder_errors_name_the_place(folder, tmp_path_factory, caplog):
 
 
 def test_a_folder_s_own_split_is_held_out(folder):
-  """train/ and val/ of class folders: val/ is what is held out, all of it, numbered as train/ is."""
+  """train/ and val/ of class folders: all of val/ is held out, numbered as train/ is."""
   path, load = folder
   for name in ("zebra", "猫"):
     (path / "train" / name).mkdir(parents=True)
@@ -308,6 +309,23 @@ def test_a_truncated_image_is_named_when_it_is_read(folder):
   if any(name_of(data.train, i) == pathlib.PurePath("zebra/1.png") for i in range(len(data.train))):
     with pytest.raises(UserError, match="1.png"):
       stream(data.train, batch_size=4, num_steps=4)
+
+
+def test_the_shape_is_known_without_loading(folder, config, monkeypatch):
+  """What `load` would give: of a folder by its names alone, of the rest without any file, and
+  nothing where the number of classes is given.
+  """
+  path, load = folder
+  load()  # sets the config
+  monkeypatch.setattr(sources.parts.ImageFiles, "check", lambda self: pytest.fail("looked at"))
+  assert sources.shape(config.data) == (2, (8, 8, 3))
+  config.data.update(num_classes=7, path="/nowhere")
+  assert sources.shape(config.data) == (7, (8, 8, 3))
+  monkeypatch.setitem(
+    sources.KINDS, "digits", dataclasses.replace(sources.KINDS["digits"], load=None)
+  )
+  config.data.update(name="digits", num_classes=0)
+  assert sources.shape(config.data) == (10, (8, 8, 1))
 
 
 def test_unknown_data_is_named_with_the_known():

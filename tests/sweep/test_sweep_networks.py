@@ -226,7 +226,7 @@ def test_a_kill_costs_a_batch(done, data, mesh1, monkeypatch):
   left = killed(folder, after=2, dataset=data, mesh=mesh1, workdir=workdir)
   assert left == ["00000000-00000016.npz", "00000016-00000032.npz"]
   skipped = []
-  monkeypatch.setattr(sweep.logs.Progress, "skip", lambda self, done: skipped.append(done))
+  monkeypatch.setattr(sweep.Progress, "skip", lambda self, done: skipped.append(done))
   drawn, batches = [], generate.Generator.batches
   monkeypatch.setattr(
     generate.Generator,

@@ -62,7 +62,7 @@ def from_files(names, read, *, where):
         images.append(pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
         labels.append(numbers.astype(np.int32))
       images, labels = np.concatenate(images), np.concatenate(labels)
-      splits[split] = Arrays(images, [str(i) for i in range(len(labels))], labels)
+      splits[split] = Arrays(images, labels)
   except (OSError, KeyError, ValueError, TypeError, pickles.Refused) as e:
     raise UserError(
       f"{name} of CIFAR-10 in {str(where)!r} is missing or not whole ({e}): unpack the archive "

@@ -1,4 +1,4 @@
-"""ImageNet as people have it: ILSVRC2012's tars, Kaggle's archive, and what its classes are called."""
+"""ImageNet as people have it: ILSVRC2012's tars, Kaggle's archive, and its classes' names."""
 
 import csv
 import functools
@@ -10,7 +10,7 @@ import tarfile
 import numpy as np
 
 from cfg.base.errors import UserError
-from cfg.data.preparing import trees
+from cfg.data.preparing import layout, trees
 from cfg.data.preparing.parts import Input
 
 TRAIN_TAR, VAL_TAR, DEVKIT = (
@@ -63,7 +63,7 @@ def ilsvrc_tars(tree):
   if TRAIN_TAR not in tree.names:
     return None
   train = trees.open_tree(tree.path / TRAIN_TAR)
-  classes, _ = trees.class_folders(train.names)
+  classes, _ = layout.class_folders(train.names)
   strange = sorted(classes.keys() - synsets().keys())
   if strange or not classes:
     raise UserError(
@@ -71,7 +71,7 @@ def ilsvrc_tars(tree):
       f"{'the part ' + strange[0] if strange else 'nothing in it'}: it must hold a tar for each "
       f"class, n01440764.tar ..."
     )
-  splits = {"train": train.images(*trees.labelled(classes, list(classes)))}
+  splits = {"train": train.images(*layout.labelled(classes, list(classes)))}
   if VAL_TAR in tree.names:
     if DEVKIT not in tree.names:
       raise UserError(
@@ -83,7 +83,7 @@ def ilsvrc_tars(tree):
       val, dict(zip(sorted(val.places), devkit_labels(tree.path / DEVKIT))), list(classes)
     )
   names, ids = class_names(classes)
-  return Input("ilsvrc2012", names, splits, {}, ids)
+  return Input("ilsvrc2012", names, splits, tree.ignored, ids)
 
 
 def kaggle(tree):
@@ -94,8 +94,9 @@ def kaggle(tree):
   if prefix is None:
     return None
   train, val = (tree.under(f"{prefix}Data/CLS-LOC/{split}/") for split in ("train", "val"))
-  classes, _ = trees.class_folders(train.names)
-  splits, ignored = {"train": train.images(*trees.labelled(classes, list(classes)))}, {}
+  classes, _ = layout.class_folders(train.names)
+  splits = {"train": train.images(*layout.labelled(classes, list(classes)))}
+  ignored = dict(tree.ignored)
   labels = next((name for name in tree.names if name.split("/")[-1] == KAGGLE_VAL_LABELS), None)
   if val.names and labels:
     try:

@@ -4,16 +4,26 @@ an npz; and images without labels.
 
 import dataclasses
 import json
+import logging
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from cfg.base import files
 from cfg.base.errors import UserError
+from cfg.base.paths import user_path
 from cfg.data import decode, records
-from cfg.data.preparing import cifar10, imagenet, trees
-from cfg.data.preparing.parts import Arrays, Input
+from cfg.data.preparing import cifar10, class_folders, imagenet, trees
+from cfg.data.preparing.parts import Arrays, Input, check_labels
+
+log = logging.getLogger(__name__)
+
+MOST_SHOWN = 10
+IMAGES_WANTED = (
+  "an .npz with arr_0, a folder, zip or tar of images, what --mode=sample made, or a prepared data "
+  "set"
+)
 
 
 def open_input(path):
@@ -22,7 +32,7 @@ def open_input(path):
   Raises:
     UserError: nothing that is known here, or a damaged one.
   """
-  path = pathlib.Path(path).expanduser()
+  path = user_path(str(path), name="the input")
   if path.is_file() and path.suffix == ".npz":
     return npz(path)
   if path.is_file() and (batches := cifar10.compressed(path)) is not None:
@@ -32,56 +42,21 @@ def open_input(path):
     cifar10.from_files(tree.names, tree.read, where=path)
     or imagenet.ilsvrc_tars(tree)
     or imagenet.kaggle(tree)
-    or folder(tree)
+    or class_folders.read(tree)
   )
 
 
-def folder(tree):
-  """`<class>/**/<image>`, or that inside `train/`, `val/`, `test/`; classes in alphabetical order.
-
-  An empty class and files of other endings are passed over.
-  """
-  children = {name.split("/")[0] for name in tree.names if "/" in name}
-  parts = (
-    {name: tree.under(f"{name}/") for name in ("train", "val", "test") if name in children}
-    if "train" in children and children <= {"train", "val", "test"}
-    else {"train": tree}
-  )
-  listed, ignored = {}, {}
-  for split, part in parts.items():
-    classes, others = trees.class_folders(part.names)
-    prefix = f"{split}/" if len(parts) > 1 else ""
-    ignored |= {f"{prefix}{name}": why for name, why in others.items()}
-    ignored |= {
-      f"{prefix}{name}/": "a class without images" for name, images in classes.items() if not images
-    }
-    listed[split] = {name: images for name, images in classes.items() if images}
-    if not listed[split] and split != "train":
-      del listed[split]
-      ignored[prefix] = "no class folders with images"
-  folders = tuple(listed["train"])
-  if not folders:
-    raise UserError(
-      f"{str(parts['train'].path)!r} has no sub-folders with images: it must hold one sub-folder "
-      f"of images per class."
-    )
-  strange = sorted({name for classes in listed.values() for name in classes} - set(folders))
-  if strange:
-    raise UserError(
-      f"the classes {', '.join(strange[:5])} in {str(tree.path)!r} have no images to train on: "
-      f"every split must have classes of {str(parts['train'].path)!r}."
-    )
-  splits = {
-    split: parts[split].images(*trees.labelled(classes, folders))
-    for split, classes in listed.items()
-  }
-  names, ids = imagenet.class_names(folders)
-  return Input("folder", names, splits, ignored, ids)
+def warn_of(ignored: Mapping[str, str], root: pathlib.Path) -> None:
+  """Log what is passed over in a folder or an archive, {name: why}; of many the first."""
+  for name, why in list(ignored.items())[:MOST_SHOWN]:
+    log.warning("%s is passed over: %s", root / name, why)
+  if len(ignored) > MOST_SHOWN:
+    log.warning("... and so are %d more", len(ignored) - MOST_SHOWN)
 
 
 def npz(path):
   """Arrays `images` uint8 [N,H,W,3] and `labels` [N] of integers from 0, or `x_train`, `y_train`,
-  `x_test`, `y_test`; maybe `class_names`.
+  and `x_val`, `y_val`, `x_test`, `y_test`; maybe `class_names`.
 
   Nothing is unpickled.
   """
@@ -89,16 +64,17 @@ def npz(path):
     arrays = files.read_npz(path)
   except (OSError, ValueError) as e:
     raise UserError(f"cannot read {str(path)!r} ({e}): it must be an .npz of plain arrays.") from e
-  pairs = (
-    {"train": ("x_train", "y_train"), "test": ("x_test", "y_test")}
-    if "x_train" in arrays
-    else {"train": ("images", "labels")}
-  )
+  pairs = {"train": ("images", "labels")}
+  if "x_train" in arrays:
+    pairs = {
+      split: (f"x_{split}", f"y_{split}")
+      for split in ("train", "val", "test")
+      if f"x_{split}" in arrays
+    }
   splits = {}
   for split, (x, y) in pairs.items():
-    if split == "test" and x not in arrays:
-      continue
-    images, labels = arrays.get(x), arrays.get(y)
+    images = arrays.get(x)
+    labels = arrays.get(y)
     if (
       images is None
       or labels is None
@@ -109,14 +85,24 @@ def npz(path):
     ):
       have = ", ".join(f"{name} {a.dtype}{list(a.shape)}" for name, a in arrays.items())
       raise UserError(f"{str(path)!r} holds {have}: it must hold {x} uint8 [N,H,W,3] and {y} [N].")
-    if not np.issubdtype(labels.dtype, np.integer) or len(labels) == 0 or labels.min() < 0:
-      raise UserError(f"{y} of {str(path)!r} must be integers from 0.")
-    splits[split] = Arrays(images, [str(i) for i in range(len(labels))], labels.astype(np.int32))
+    splits[split] = Arrays(images, check_labels(labels, where=f"{y} of {str(path)!r}"))
   count = max(int(part.labels.max()) for part in splits.values()) + 1
-  names = tuple(map(str, arrays.get("class_names", arrays.get("names", range(count)))))
-  if len(names) < count:
-    raise UserError(f"{str(path)!r} has labels up to {count - 1} but {len(names)} class_names.")
+  names = _class_names(arrays, count, where=str(path))
   return Input("npz", names, splits, {})
+
+
+def _class_names(arrays, count, *, where):
+  """The names that an npz gives to its `count` classes, or their numbers."""
+  names = arrays.get("class_names", arrays.get("names"))
+  if names is None:
+    return tuple(map(str, range(count)))
+  names = tuple(cifar10.text(name) for name in names.ravel().tolist())
+  names = tuple(map(str, names))
+  if len(names) < count:
+    raise UserError(f"{where!r} has labels up to {count - 1} but {len(names)} class_names.")
+  if len(set(names)) < len(names):
+    raise UserError(f"{where!r} has two classes of one name among its class_names.")
+  return names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +126,7 @@ def open_images(path):
   Raises:
     UserError: none of these, or no images.
   """
-  path = pathlib.Path(path).expanduser()
+  path = user_path(str(path), name="the path of the images")
   if path.is_file() and path.suffix == ".npz":
     pixels = _arr_0(path)
     return Images(len(pixels), pixels.__getitem__, lambda i: f"{path.name}[{i}]", {})
@@ -153,22 +139,16 @@ def open_images(path):
       lambda i: f"{path.name}[{i}]",
       {"data": manifest["name"], "plan_sha256": manifest["plan_sha256"]},
     )
-  tree = trees.open_tree(path)
-  about, names = (
-    {},
-    sorted(
-      name
-      for name in tree.names
-      if pathlib.PurePosixPath(name).suffix.lower() in decode.IMAGE_SUFFIXES
-    ),
-  )
+  tree = trees.open_tree(path, wanted=IMAGES_WANTED)
+  about = {}
+  names = sorted(filter(decode.is_image, tree.places))
   if "samples.json" in tree.names:
     there = set(names)
     try:
       run = json.loads(tree.read("samples.json"))
       about = {**run["about"], **{name: run["samples"][0][name] for name in ("w", "scale", "seed")}}
       names = [row["file"] for row in run["samples"]]
-    except (ValueError, KeyError, IndexError, TypeError) as e:
+    except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError) as e:
       raise UserError(
         f"samples.json in {str(path)!r} is not what --mode=sample wrote ({e!r}): sample again, or "
         f"remove it."
@@ -178,6 +158,7 @@ def open_images(path):
         f"samples.json in {str(path)!r} lists {lost[0]}, which is not there ({len(lost)} such "
         f"files): sample again, or remove it."
       )
+  warn_of(tree.ignored, path)
   if not names:
     raise UserError(f"{str(path)!r} has no images ({', '.join(decode.IMAGE_SUFFIXES)}).")
   part = tree.images(names, np.zeros(len(names), np.int32))

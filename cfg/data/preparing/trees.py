@@ -1,81 +1,92 @@
-"""Folders, zips and tars alike: names, and the images behind them."""
+"""Folders, zips and tars alike: names, and the files behind them."""
 
 import dataclasses
+import logging
 import os
 import pathlib
+import posixpath
+import re
+import stat
 import tarfile
 import zipfile
+from collections.abc import Mapping, Sequence
 
 import numpy as np
-from tqdm import tqdm
 
 from cfg.base.errors import UserError
+from cfg.base.progress import Progress
 from cfg.data import decode
-from cfg.data.preparing.parts import Files, Members, Place, ZipPlace
+from cfg.data.preparing import layout
+from cfg.data.preparing.parts import FilePlace, ImageFiles, NoPlace, Place, TarPlace, ZipPlace
+
+log = logging.getLogger(__name__)
+
+WANTED = (
+  "a folder of class sub-folders (or a zip or tar of them), a folder with ILSVRC2012's tars, "
+  "Kaggle's ImageNet archive, an .npz of images and labels, or CIFAR-10's binary or python archive"
+)
 
 
 @dataclasses.dataclass(frozen=True)
-class Folder:
-  """A folder's files; `names` are relative, with / between their parts; a first-level folder is
-  there as "name/".
+class Tree:
+  """The files in a folder, or in an archive, where they are read in place: by `places`.
+
+  Names are relative to the folder `inside` of it, with / between their parts; folders end in /.
+  What hides, and what tools keep for themselves, is not there; `ignored` says what else is not,
+  {full name: why}.
   """
 
   path: pathlib.Path
-  names: list[str]
-
-  def under(self, prefix):
-    """What is in the sub-folder `prefix`, "train/" for example."""
-    return Folder(self.path / prefix, _under(self.names, prefix))
-
-  def read(self, name):
-    """The bytes of a file."""
-    return (self.path / name).read_bytes()
-
-  def images(self, names, labels):
-    """These files as images with labels."""
-    return Files(self.path, names, labels)
-
-
-@dataclasses.dataclass(frozen=True)
-class Archive:
-  """A zip's or a tar's files, and those of the tars in a tar, read in place: by `places`."""
-
-  path: pathlib.Path
-  places: dict[str, Place | ZipPlace]
-  folders: list[str]
+  places: Mapping[str, Place]
+  folders: Sequence[str]
+  ignored: Mapping[str, str]
+  inside: str = ""
 
   @property
-  def names(self):
+  def names(self) -> list[str]:
+    """Of folders and files."""
     return [*self.folders, *self.places]
 
-  def under(self, prefix):
-    """What is in the sub-folder `prefix`."""
+  @property
+  def where(self) -> str:
+    """Its path, for messages."""
+    return str(self.path / self.inside)
+
+  def under(self, prefix: str) -> "Tree":
+    """What is in the sub-folder `prefix`, "train/" for example."""
     places = {
       name.removeprefix(prefix): place
       for name, place in self.places.items()
       if name.startswith(prefix)
     }
-    return Archive(self.path, places, _under(self.folders, prefix))
+    folders = [name.removeprefix(prefix) for name in self.folders if name.startswith(prefix)]
+    return dataclasses.replace(
+      self, places=places, folders=[name for name in folders if name], inside=self.inside + prefix
+    )
 
-  def read(self, name):
-    """The bytes of a file."""
-    return self.places[name].read(self.path)
+  def only(self, names: Sequence[str]) -> "Tree":
+    """These files, under their names, and no folders."""
+    return dataclasses.replace(self, places={n: self.places[n] for n in names}, folders=[])
 
-  def images(self, names, labels):
+  def read(self, name: str) -> bytes:
+    """The bytes of a file; OSError or ValueError if they cannot be read."""
+    with self.places[name].open(self.path) as file:
+      return file.read()
+
+  def images(self, names: Sequence[str], labels: np.ndarray) -> ImageFiles:
     """These files as images with labels."""
-    return Members(self.path, names, labels, [self.places[name] for name in names])
+    places = [self.places[name] for name in names]
+    return ImageFiles(self.path, self.inside, names, labels, places)
 
 
-def _under(names, prefix):
-  return [name[len(prefix) :] for name in names if name.startswith(prefix) and name != prefix]
-
-
-def open_tree(path):
-  """The Folder or Archive at `path`.
+def open_tree(path: pathlib.Path, *, wanted: str = WANTED) -> Tree:
+  """The Tree at `path`; `wanted` says what to give where there is none.
 
   Raises:
-    UserError: neither, or an archive that cannot be read in place.
+    UserError: no folder and no archive, or one that cannot be read in place.
   """
+  if not path.exists():
+    raise UserError(f"{str(path)!r} is not there: give {wanted}.")
   if path.is_dir():
     return folder(path)
   if path.is_file():
@@ -88,31 +99,76 @@ def open_tree(path):
       raise UserError(
         f"the archive {str(path)!r} cannot be read ({e}): it may be cut short. Get it again."
       ) from e
-  raise UserError(
-    f"{str(path)!r} cannot be prepared: give a folder of class sub-folders (or a zip or tar of "
-    f"them), a folder with ILSVRC2012's tars, Kaggle's "
-    "ImageNet archive, an .npz of images and labels, or CIFAR-10's binary or python archive."
-  )
+  raise UserError(f"{str(path)!r} is no folder, no zip and no tar: give {wanted}.")
 
 
-def folder(path):
-  """A Folder, hidden files left out."""
-  names = []
-  for where, folders, files in os.walk(path, followlinks=True):
-    folders[:] = sorted(name for name in folders if not name.startswith("."))
-    prefix = pathlib.Path(where).relative_to(path).as_posix().removeprefix(".")
-    names += [f"{prefix}/{name}" if prefix else name for name in files if not name.startswith(".")]
-    names += [] if prefix else [f"{name}/" for name in folders]
-  return Folder(path, names)
+def folder(path: pathlib.Path) -> Tree:
+  """The Tree of a folder, each real folder visited once, whatever links lead to it."""
+  log.info("listing %s", path)
+  places = {}
+  folders = []
+  ignored = {}
+  # to go up is to come back
+  visited = {_identity(parent) for parent in path.resolve().parents}
+  # links come last: a folder is called by its own name where it has one here
+  ahead = [""]
+  links = []
+  while ahead or links:
+    inside = ahead.pop() if ahead else links.pop(0)
+    if _identity(path / inside) in visited:
+      ignored[inside] = "a link to a folder that is read already, or that this one lies in"
+      continue
+    visited.add(_identity(path / inside))
+    if inside:
+      folders.append(inside)
+    for entry in _entries(path, inside):
+      name = inside + entry.name
+      if layout.is_hidden(entry.name):
+        continue
+      if not _is_folder(entry):
+        if entry.is_symlink() and not decode.is_image(name) and not os.path.exists(entry.path):
+          ignored[name] = "a link to nothing"
+        else:
+          places[name] = FilePlace(name)
+      elif entry.is_symlink():
+        links.append(f"{name}/")
+      else:
+        ahead.append(f"{name}/")
+  return _tree(path, places, folders, ignored)
 
 
-def zip_archive(path):
+def _identity(path):
+  status = path.stat()
+  return status.st_dev, status.st_ino
+
+
+def _entries(path, inside):
+  try:
+    with os.scandir(path / inside) as entries:
+      return sorted(entries, key=lambda entry: entry.name)
+  except OSError as e:
+    if any(map(layout.is_system, inside.split("/"))):
+      return []
+    raise UserError(
+      f"the folder {str(path / inside)!r} cannot be read ({e.strerror}): allow it, or move it away."
+    ) from e
+
+
+def _is_folder(entry):
+  try:
+    return entry.is_dir()
+  except OSError:  # a link to itself, for example
+    return False
+
+
+def zip_archive(path: pathlib.Path) -> Tree:
   """A zip of stored or deflated files."""
-  places, folders = {}, []
+  log.info("listing %s", path)
+  names = _Names(path)
   with zipfile.ZipFile(path) as archive:
     for info in archive.infolist():
-      if info.is_dir():
-        folders.append(info.filename)
+      if info.is_dir() or info.filename.endswith("\\"):
+        names.add_folder(info.filename)
       elif info.flag_bits & 1 or info.compress_type not in (
         zipfile.ZIP_STORED,
         zipfile.ZIP_DEFLATED,
@@ -121,51 +177,37 @@ def zip_archive(path):
           f"{info.filename!r} in {str(path)!r} is encrypted, or compressed in a way that is not "
           f"read here: extract the archive and give the folder."
         )
+      elif stat.S_ISLNK(info.external_attr >> 16):
+        names.add_link(info.filename, archive.read(info).decode("utf-8", "replace"))
       else:
-        places[info.filename] = ZipPlace(
-          info.header_offset,
-          info.compress_size,
-          info.file_size,
-          info.compress_type == zipfile.ZIP_DEFLATED,
-          info.CRC,
-        )
-  return _visible(path, places, folders)
+        deflated = info.compress_type == zipfile.ZIP_DEFLATED
+        place = ZipPlace(info.header_offset, info.compress_size, info.file_size, deflated, info.CRC)
+        names.add(info.filename, place)
+  return names.tree()
 
 
-def tar_archive(path):
+def tar_archive(path: pathlib.Path) -> Tree:
   """An uncompressed tar; tars in it, as ILSVRC2012_img_train.tar has one for each class, are opened
   as folders.
   """
+  names = _Names(path)
   try:
     with (
       tarfile.open(path, "r:") as archive,
-      tqdm(
-        total=path.stat().st_size,
-        unit="B",
-        unit_scale=True,
-        desc=f"listing {path.name}",
-        disable=None,
-        leave=False,
-      ) as bar,
+      Progress(
+        f"listing {path.name}", total=path.stat().st_size, unit="bytes", passing=True
+      ) as progress,
     ):
-      places, folders = {}, []
       for member in archive:
-        bar.update(member.offset - bar.n)
+        progress.update(member.offset)
         if member.isfile() and member.name.endswith(".tar"):
           with tarfile.open(fileobj=archive.extractfile(member), mode="r:") as inner:
-            name = member.name.removesuffix(".tar")
-            folders.append(f"{name}/")
-            places |= {
-              f"{name}/{m.name.removeprefix('./')}": Place(
-                member.offset_data + m.offset_data, m.size
-              )
-              for m in inner
-              if _plain(m)
-            }
-        elif member.isdir():
-          folders.append(f"{member.name.removeprefix('./')}/")
-        elif _plain(member):
-          places[member.name.removeprefix("./")] = Place(member.offset_data, member.size)
+            inside = f"{member.name.removesuffix('.tar')}/"
+            names.add_folder(inside)
+            for m in inner:
+              names.add_member(m, inside=inside, start=member.offset_data)
+        else:
+          names.add_member(member)
   except tarfile.ReadError as e:
     if path.suffix in (".gz", ".tgz", ".xz", ".bz2"):
       raise UserError(
@@ -173,57 +215,90 @@ def tar_archive(path):
         f"give the folder."
       ) from e
     raise
-  return _visible(path, places, folders)
+  return names.tree()
 
 
-def _plain(member):
-  return member.isfile() and not member.issparse()
+class _Names:
+  """The names of an archive as they are read, those of Windows and absolute ones made relative."""
+
+  def __init__(self, path):
+    self._path = path
+    self._places = {}
+    self._folders = []
+    self._ignored = {}
+    self._links = {}
+
+  def add(self, name, place):
+    """A file."""
+    name = self._relative(name)
+    if name in self._places:
+      self._ignored[name] = "the archive has it more than once: the last is read"
+    self._places[name] = place
+
+  def add_folder(self, name):
+    """A folder, as its name or with / behind it."""
+    if name := self._relative(name):
+      self._folders.append(f"{name}/")
+
+  def add_member(self, member, *, inside="", start=0):
+    """A member of a tar, or of a tar that begins at `start` of it and is the folder `inside`."""
+    name = inside + member.name.lstrip("/")
+    if member.isdir():
+      self.add_folder(name)
+    elif member.isfile() and not member.issparse():
+      self.add(name, TarPlace(start + member.offset_data, member.size))
+    elif member.islnk():
+      self.add_link(name, f"/{inside}{member.linkname}")
+    elif member.issym():
+      self.add_link(name, member.linkname)
+    else:
+      self.add(name, NoPlace("it is not a regular file"))
+
+  def add_link(self, name, target):
+    """A link to `target`, relative to the folder it is in; /... is relative to the archive."""
+    self.add(name, NoPlace(f"it is a link to {target!r}, which the archive does not have"))
+    name = self._relative(name)
+    target = posixpath.join("/", posixpath.dirname(name), target.replace("\\", "/"))
+    self._links[name] = posixpath.normpath(target).lstrip("/")
+
+  def _relative(self, name):
+    """cat\\1.png, ./cat/1.png, /cat/1.png and C:\\cat\\1.png are all cat/1.png."""
+    parts = re.sub(r"^[A-Za-z]:(?=[\\/])", "", name).replace("\\", "/").split("/")
+    if ".." in parts:
+      raise UserError(
+        f"{name!r} in {str(self._path)!r} leads out of the archive: make it anew, with the names "
+        f"of class folders at its top."
+      )
+    return "/".join(part for part in parts if part not in ("", "."))
+
+  def tree(self):
+    """The Tree of all that was added."""
+    for name in self._links:
+      place = self._places.get(self._end(name))
+      if place is not None and not isinstance(place, NoPlace):
+        self._places[name] = place
+      elif not decode.is_image(name):
+        del self._places[name]
+        self._ignored[name] = "a link, which is not followed in an archive"
+    return _tree(self._path, self._places, self._folders, self._ignored)
+
+  def _end(self, name):
+    """The name at the end of a chain of links; None if it comes back."""
+    seen = set()
+    while name in self._links:
+      if name in seen:
+        return None
+      seen.add(name)
+      name = self._links[name]
+    return name
 
 
-def _visible(path, places, folders):
-  """An Archive without hidden files and what macOS adds; one folder that holds everything is
-  entered.
-  """
-  shown = lambda name: (
-    not any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
-  )
-  archive = Archive(
+def _tree(path, places, folders, ignored):
+  """A Tree without what hides and what tools keep for themselves."""
+  names, system = layout.visible([*folders, *places])
+  return Tree(
     path,
-    {name: place for name, place in places.items() if shown(name)},
-    [name for name in folders if shown(name)],
-  )
-  tops = {name.split("/")[0] for name in archive.names}
-  # class folders lie at least one deeper than what holds them
-  if len(tops) == 1 and archive.places and all(name.count("/") >= 2 for name in archive.places):
-    return archive.under(f"{tops.pop()}/")
-  return archive
-
-
-def class_folders(names):
-  """({class: [image]}, {other file: why}) of the names `<class>/**/<image>`, sorted by the parts of
-  the names.
-
-  Files beside the class folders that are no images are left out of both.
-  """
-  classes, others = {}, {}
-  for name in sorted(names, key=lambda name: name.split("/")):
-    folder, inside, file = name.partition("/")
-    image = pathlib.PurePosixPath(name).suffix.lower() in decode.IMAGE_SUFFIXES
-    if inside:
-      classes.setdefault(folder, [])
-    if image and inside:
-      classes[folder].append(name)
-    elif image:
-      others[name] = "not in a class folder"
-    elif file and not name.endswith("/"):
-      others[name] = "not an image by its ending"
-  return classes, others
-
-
-def labelled(classes, folders):
-  """(names, labels int32) of what `class_folders` gave; a class's number is its place in `folders`."""
-  number = {folder: i for i, folder in enumerate(folders)}
-  names = [name for images in classes.values() for name in images]
-  return names, np.asarray(
-    [number[folder] for folder, images in classes.items() for _ in images], np.int32
+    {name: places[name] for name in names if name in places},
+    [name for name in names if name not in places],
+    {name: ignored[name] for name in layout.visible(ignored)[0]} | system,
   )
