@@ -3,8 +3,8 @@ images, with what made each number.
 
 IMAGES are an .npz with arr_0, a folder, a zip, what --mode=sample left, or a prepared data set. REF
 is statistics, ours (--make_reference) or ADM's or EDM's, or any images. Spaces that the weights, or
-the reference, do not have are left out. The options are read with argparse, as those of all commands
-but cfg.main, whose config file needs absl's flags.
+the reference, do not have are left out. The options are read with argparse, as those of all
+commands but cfg.main, whose config file needs absl's flags.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""python -m cfg.main --config=configs/digits.py [--mode=...] [--workdir=...] [--config.data.path=...]
+"""python -m cfg.main --config=configs/digits.py [--mode=...] [--workdir=...] [--config.seed=...]
 
 Without --config, the config is that of the network in --workdir. The options are absl's flags:
 --name=value or --name value, --flag or --noflag. The other commands (cfg.evaluate,

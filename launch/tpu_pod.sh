@@ -49,6 +49,12 @@ case $action in
     [ $# -ge 2 ] || usage
     config=$1 workdir=$2
     shift 2
+    case $workdir in
+      *://*)
+        echo "error: WORKDIR is '$workdir': it must be a path of the workers; mount the bucket and give the folder" >&2
+        exit 1
+        ;;
+    esac
     # what is committed is what runs
     archive=${TMPDIR:-/tmp}/cfg-$name.tar.gz
     run git archive --format=tar.gz --output="$archive" HEAD
@@ -56,8 +62,7 @@ case $action in
     run rm -f "$archive"
     on all 'mkdir -p cfg-code && tar -xzf cfg.tar.gz -C cfg-code && cd cfg-code && python3 -m venv .venv && .venv/bin/pip install -q -e ".[tpu]"'
     command=$(printf '%q ' .venv/bin/python -m cfg.main --distributed "--config=$config" "--workdir=$workdir" "$@")
-    quoted=$(printf '%q' "$workdir")
-    on all "mkdir -p $quoted && cd cfg-code && (nohup $command >> ~/cfg.log 2>&1 & echo \$! > ~/cfg.pid)"
+    on all "cd cfg-code && (nohup $command >> ~/cfg.log 2>&1 & echo \$! > ~/cfg.pid)"
     [ -n "${DRY_RUN:-}" ] || echo "started on all workers; follow it with: $0 logs $name $zone"
     ;;
   logs) on 0 'tail -n +1 -F ~/cfg.log' ;;

@@ -51,8 +51,8 @@ def parse_flags(argv: list[str], *, workdir_config: pathlib.Path) -> list[str]:
   """Parse `argv` into absl's flags; returns what is left of it, which is its first word.
 
   Args:
-    argv: a program and its options. Where --workdir is given without --config, the --config that loads that directory's own
-      is inserted.
+    argv: a program and its options. Where --workdir is given without --config, the --config that
+      loads that directory's own is inserted.
     workdir_config: the config file of which DIR is the option.
 
   Raises:

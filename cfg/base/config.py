@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterable
 
 from ml_collections import ConfigDict, config_dict
 
@@ -50,7 +51,7 @@ def ema_name(decay):
   return f"{float(decay):.10g}"
 
 
-def check_values(config):
+def check_values(config: ConfigDict) -> None:
   """Raise UserError for values that no run could use: of one field (`cfg.base.fields`), or of two
   that do not fit each other. Fields that a config lacks are not asked for.
   """
@@ -59,9 +60,22 @@ def check_values(config):
   logsnr_min, logsnr_max = value.get("schedule.logsnr_min"), value.get("schedule.logsnr_max")
   if logsnr_min is not None and logsnr_max is not None and logsnr_min >= logsnr_max:
     fields.refuse("schedule.logsnr_min", logsnr_min, "below schedule.logsnr_max")
+  check_stream(value)
   check_widths(value)
   check_judge_levels(value)
   check_swept_averages(value)
+
+
+def check_stream(value):
+  """Raise UserError if training reads more images than there are keys for their noise: an image's
+  key has its place in the stream, in 32 bits.
+  """
+  num_steps, batch_size = value.get("train.num_steps"), value.get("train.batch_size")
+  if num_steps is not None and batch_size is not None and num_steps * batch_size > 2**32:
+    most = 2**32 // batch_size
+    fields.refuse(
+      "train.num_steps", num_steps, f"at most {most} for batches of {batch_size}: 2^32 images"
+    )
 
 
 def check_widths(value):
@@ -97,13 +111,14 @@ def check_swept_averages(value):
       fields.refuse(field, asked, f"of train.ema_decays, {tuple(kept)}")
 
 
-def check_guidable(config, strengths):
+def check_guidable(config: ConfigDict, strengths: Iterable[float]) -> None:
   """Raise UserError for strengths of a mix whose conditional or unconditional model the network
   never learnt.
 
   Without a null label (model.class_rows) and with train.p_uncond = 0 only w = 0 is left, which is
   the conditional model alone; with train.p_uncond = 1 only w = -1, the unconditional one alone.
   """
+  strengths = list(strengths)
   guided = [w for w in strengths if w != 0]
   if guided and config.model.class_rows is not None:
     asked = f"{strength(guided[0])} was asked for, but this network "
@@ -122,6 +137,11 @@ def check_guidable(config, strengths):
       f"the unconditional model. "
       "Use w = 0, or train with train.p_uncond = 0.1 in another --workdir."
     )
+  check_conditional(config, strengths)
+
+
+def check_conditional(config: ConfigDict, strengths: Iterable[float]) -> None:
+  """Raise UserError for strengths that use the conditional model of a network that has none."""
   conditional = [w for w in strengths if w != -1]
   if conditional and config.train.p_uncond == 1:
     raise UserError(

@@ -218,6 +218,14 @@ FIELDS: dict[str, Values] = {
 CADENCE = integer(0, "a number of steps")
 # files and folders; "" is none
 PATHS = ("data.path", "guidance.guide", "inception.path", "inception.reference", "judge.path")
+# fields that only networks of other origin have (python -m cfg.interop.adm)
+OPTIONAL = (
+  "model.norm_eps",
+  "model.scale_shift",
+  "model.conv_resample",
+  "model.discrete_schedule",
+  "model.class_rows",
+)
 
 
 def rule(name: str) -> Values | None:
@@ -245,7 +253,7 @@ def check_each(config: ConfigDict) -> None:
 def check_complete(config: ConfigDict) -> None:
   """Raise UserError if a config lacks fields, as one that was written from nothing may."""
   there = {name for name, _ in leaves(config)}
-  if missing := [name for name in FIELDS if name not in there]:
+  if missing := [name for name in FIELDS if name not in there and name not in OPTIONAL]:
     more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
     raise UserError(
       f"the config has no field {', '.join(missing[:3])}{more}: start from "

@@ -61,8 +61,8 @@ def start(
     os.environ["XLA_FLAGS"] = f"{flags} {CPU_SCHEDULER}".strip()
   if "xla_force_host_platform_device_count" not in flags:
     split_cpu(cpu_devices)
-  if jax.config.jax_compilation_cache_dir is None:
-    jax.config.update("jax_compilation_cache_dir", str(cache_dir()))
+  if jax.config.jax_compilation_cache_dir is None and (folder := cache_dir()):
+    jax.config.update("jax_compilation_cache_dir", str(folder))
   fix_settings()
   if distributed:
     join_processes()
@@ -144,11 +144,15 @@ def cores() -> int:
   return min(8, usable)
 
 
-def cache_dir() -> pathlib.Path:
+def cache_dir() -> pathlib.Path | None:
   """<user's cache>/cfg/xla-<processor>: a program compiled for one processor may not run on
-  another.
+  another. None where the user has no home folder, as in some containers.
   """
-  home = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
+  own = os.environ.get("XDG_CACHE_HOME")
+  try:
+    home = pathlib.Path(own) if own else pathlib.Path.home() / ".cache"
+  except RuntimeError:
+    return None
   return home / "cfg" / f"xla-{_processor()}"
 
 

@@ -216,6 +216,8 @@ def check(config: ConfigDict, strengths: Iterable[float], *, where: str = "w") -
       f"guidance.guide is {section.guide!r}, but guidance.rule {section.rule!r} has no use for a "
       "second network: set --config.guidance.rule=second_network, or leave guide empty."
     )
+  strengths = list(strengths)
+  config_lib.check_conditional(config, strengths)
   guided = [w for w in strengths if w != 0 or section.rule == "cfg_plus_plus"]
   if guided and not arguments:
     raise UserError(

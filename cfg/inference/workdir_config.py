@@ -1,5 +1,5 @@
-"""The config of a work directory: `python -m cfg.main --workdir=DIR` without --config loads this file
-with the option DIR.
+"""The config of a work directory: `python -m cfg.main --workdir=DIR` without --config loads this
+file with the option DIR.
 """
 
 import ml_collections

@@ -10,9 +10,7 @@ from cfg.base.errors import UserError
 from configs import cifar10, cifar10_cpu, digits, folder, imagenet64, imagenet64_12gb, imagenet128
 
 CONFIGS = (cifar10, cifar10_cpu, digits, folder, imagenet64, imagenet64_12gb, imagenet128)
-# sections whose values other modules check
-ELSEWHERE = ("sampler", "guidance")
-NAMES = [n for n, _ in fields.leaves(digits.get_config()) if n.split(".")[0] not in ELSEWHERE]
+NAMES = [name for name, _ in fields.leaves(digits.get_config())]
 BAD = {
   "seed": (-1, 2**32, 1.5, "1", True),
   "cpu_devices": (0, -1, 2.0),
@@ -45,7 +43,7 @@ BAD = {
   "train.data_workers": (-1,),
   "train.accumulate": (0,),
   "train.fsdp": (0,),
-  "train.num_steps": (0, -1),
+  "train.num_steps": (0, -1, 2**25 + 1),
   "train.p_uncond": (-0.1, 1.1, math.nan),
   "train.ema_decays": ((), (1.0,), (-0.5,), ("0.9",), 0.9, (0.9, 0.9)),
   "train.keep_checkpoints": (0, -1),
@@ -60,6 +58,13 @@ BAD = {
   "preview.num_per_class": (0,),
   "watch.w": ((), ("0",)),
   "watch.num_samples": (0, 1),
+  "guidance.logsnr_min": (math.nan, "0"),
+  "guidance.momentum": (math.inf,),
+  "guidance.norm_limit": (0.0, -1.0),
+  "sampler.num_steps": (0, -1, 1.5),
+  "sampler.var_interp": (-0.1, 1.1, math.nan),
+  "sampler.limit_percentile": (0.0, 1.1),
+  "sampler.rho": (0.0, math.nan),
   "sweep.w": ((), ("0", "1"), (0.0, 0.0), (math.inf,), (-1.5,), ((0.0,),)),
   "sweep.num_samples": (0,),
   "sweep.num_blocks": (0, 1),
@@ -154,7 +159,7 @@ def test_paths_are_what_they_mean(monkeypatch):
     config[section][field] = "~/x"
     fields.expand_paths(config)
     assert config[section][field] == "/home/me/x"
-    for address in ("gs://bucket/x", "s3:/bucket/x", "~nobody-of-that-name/x"):
+    for address in ("gs://bucket/x", "s3://bucket/x", "~nobody-of-that-name/x"):
       config[section][field] = address
       with pytest.raises(UserError, match=f"{name} is"):
         fields.expand_paths(config)

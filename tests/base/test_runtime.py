@@ -72,6 +72,17 @@ def test_a_device_for_each_usable_core(monkeypatch):
   assert runtime.cores() == 4
 
 
+def test_no_home_no_cache(monkeypatch):
+  """A user without a home folder has no cache, and no error."""
+
+  def nobody():
+    raise RuntimeError("Could not determine home directory.")
+
+  monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+  monkeypatch.setattr(runtime.pathlib.Path, "home", nobody)
+  assert runtime.cache_dir() is None
+
+
 START = """
 import logging
 logging.basicConfig(format="%(message)s")
