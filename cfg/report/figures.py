@@ -86,7 +86,7 @@ def write_curve(path, *, series, panels, trade, real, title) -> None:
   save(figure, path)
 
 
-def _legend(axes):
+def place_legend(axes):
   """In the place where the fewest points of lines lie (loc="best" would take seconds on a slow
   machine).
   """
@@ -148,7 +148,7 @@ def _against_strength(axes, panel, *, series, real):
   )
   if panel.better == "lower":
     axes.set_ylim(bottom=0)
-  _legend(axes)
+  place_legend(axes)
 
 
 def _trade(axes, x, y, *, series, real):
@@ -168,12 +168,12 @@ def _trade(axes, x, y, *, series, real):
   axes.set(xlabel=x.title, ylabel=y.title, title=f"{y.title} against {x.title}")
   axes.locator_params(axis="x", nbins=5)
   axes.set_ylim(bottom=0)
-  _legend(axes)
+  place_legend(axes)
   first = next(iter(series.values()))
-  _label_strengths(axes, first, _values(first, x)[0], _values(first, y)[0])
+  label_strengths(axes, first, _values(first, x)[0], _values(first, y)[0])
 
 
-def _label_strengths(axes, rows, across, up):
+def label_strengths(axes, rows, across, up):
   """w beside its point; where labels would lie upon each other, the first of them."""
   axes.figure.draw_without_rendering()  # places the axes
   side = "left" if up[-1] < up[0] else "right"  # the side of the label that touches its point

@@ -4,7 +4,6 @@ import csv
 import dataclasses
 import json
 
-import matplotlib.figure
 import numpy as np
 import pytest
 from PIL import Image
@@ -12,7 +11,7 @@ from PIL import Image
 from cfg.base.errors import UserError
 from cfg.data import sources
 from cfg.inference import generator, pictures
-from cfg.report import figures, page, table
+from cfg.report import page, table
 from cfg.sweep import run
 from cfg.training import loop
 from configs import digits as digits_config
@@ -296,46 +295,3 @@ def test_classes_whose_names_have_commas():
   assert pictures.parse_labels(["crane, bird", "0"], names) == [1, 0]
   with pytest.raises(UserError, match="--label"):
     pictures.parse_labels('"crane, bird', names)
-
-
-def test_nearest_training_images(digits):
-  """A training image is its own nearest, at distance 0; distances are RMS in [-1, 1] and ascend."""
-  query = digits.train.images[[5, 900]].copy()
-  query[1, 0, 0, 0] ^= 255
-  distance, found = figures.nearest_training(query, digits.train, count=3, batch_size=100)
-  np.testing.assert_array_equal(found[0, 0], query[0])
-  np.testing.assert_array_equal(found[1, 0], digits.train.images[900])
-  assert distance[0, 0] == pytest.approx(0, abs=1e-6) and np.all(np.diff(distance, axis=1) >= 0)
-  exact = np.sqrt(np.mean((query[1].astype(float) - digits.train.images[900]) ** 2)) / 127.5
-  assert distance[1, 0] == pytest.approx(exact, rel=1e-6)
-
-
-@pytest.mark.parametrize(
-  "heights", [(0, 1, 2, 3), (3, 2, 1, 0), (2.9, 2.95, 2.95, 3), (0.1, 0.05, 0, 0.1)]
-)
-def test_a_legend_lies_on_no_point(heights):
-  """Whether a curve rises, falls, or stays high or low, the legend is where no point of it is."""
-  drawn = matplotlib.figure.Figure(dpi=120)
-  axes = drawn.subplots()
-  axes.errorbar(range(4), heights, 0.01, label="samples")
-  axes.axhline(1.5, label="real held-out images, N=2050")
-  axes.set_ylim(bottom=0)
-  figures._legend(axes)
-  drawn.canvas.draw()
-  box = axes.get_legend().get_window_extent()
-  assert not any(
-    box.contains(*place)
-    for line in axes.lines
-    for place in line.get_transform().transform(figures._dense(line))
-  )
-
-
-def test_labels_of_strengths_do_not_lie_upon_each_other():
-  """Where points crowd only the first is labelled; where there is room all are."""
-  drawn = matplotlib.figure.Figure(dpi=120)
-  axes = drawn.subplots()
-  across, up = [0, 0.01, 0.02, 1, 2], [3, 2.99, 2.98, 2, 1]
-  axes.plot(across, up)
-  figures._label_strengths(axes, [{"w": w} for w in (0, 0.1, 0.2, 1, 2)], across, up)
-  drawn.canvas.draw()
-  assert [text.get_text() for text in axes.texts] == ["w=0", "w=1", "w=2"]

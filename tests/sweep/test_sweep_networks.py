@@ -9,9 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cfg import evaluate
 from cfg.base import files
 from cfg.base.errors import UserError
 from cfg.data import sources
+from cfg.features import extractor as extractor_lib
 from cfg.features import references, select
 from cfg.features.placed import PlacedExtractor, each
 from cfg.inference import generator as generate
@@ -19,7 +21,7 @@ from cfg.inference import network as trained
 from cfg.interop import inception as inception_files
 from cfg.metrics import pairwise, scores, statistics
 from cfg.models import inception as inception_lib
-from cfg.report import table
+from cfg.report import page, table
 from cfg.sweep import run as sweep
 from cfg.training import loop
 from configs import digits as digits_config
@@ -368,6 +370,92 @@ def test_inception_alone(done, data, mesh1):
       assert row[name] == pytest.approx(beside[name], rel=1e-3, abs=0.02), name
   text = table.table(content)
   assert text.count("real ") == 1 and "judge" not in text and "label" not in text
+
+
+COLOURS = np.random.default_rng(1).normal(size=(192, 3)).astype(np.float32)
+
+
+def colours(sha256):
+  """A made-up third source of an extractor: two outputs, of which one has a Fréchet distance and
+  precision, the other KID, whatever the config says.
+  """
+  fid = extractor_lib.Metric("fid", "FID", "colours", "frechet", "lower")
+  extractor = extractor_lib.Extractor(
+    role="colours",
+    name=f"colours-{sha256[:8]}",
+    apply=lambda params, pixels: {
+      "colours": jnp.dot(pixels.reshape(len(pixels), -1) / 255, params, precision="highest"),
+      "doubled": jnp.dot(pixels.reshape(len(pixels), -1) / 127.5, params, precision="highest"),
+    },
+    params=COLOURS,
+    dims={"colours": 3, "doubled": 3},
+    metrics=(
+      fid,
+      fid.heldout(),
+      extractor_lib.Metric("precision", "precision", "colours", "precision", "higher"),
+      extractor_lib.Metric("kid", "KID", "doubled", "kid", "lower", "{:.4f}"),
+    ),
+    info={"weights_sha256": sha256, "note": "Colours are no likeness."},
+  )
+  get = lambda config, *, dataset, workdir=None: extractor
+  return extractor_lib.Source(
+    wanted=lambda config: True, check=lambda config, *, dataset: None, outline=get, load=get
+  )
+
+
+def test_a_third_extractor(done, data, mesh1, monkeypatch, tmp_path):
+  """A line in select.py: its metrics are in rows, table, curve and CSV under names of their own,
+  its weights and real images in the provenance and in what rows must share to be compared; the
+  others' numbers stay as they are.
+  """
+  workdir, before = done
+  monkeypatch.setattr(select, "SOURCES", (*select.SOURCES, colours("cc" * 32)))
+  config = small_config()
+  config.sweep.w = (1.0,)
+  content = sweep.sweep(config, dataset=data, mesh=mesh1, workdir=workdir)
+  (row,) = content["rows"]
+  ours = samples(workdir, mesh1, 1.0, data).reshape(60, -1) / 255 @ COLOURS
+  real = np.stack([row["image"] for row in each(data.train)]).reshape(120, -1) / 255 @ COLOURS
+  distance = scores.frechet_distance(statistics.Gaussian.of(ours), statistics.Gaussian.of(real))
+  assert row["fid_colours"] == pytest.approx(distance, rel=1e-4)
+  precision, _ = pairwise.precision_recall(ours, real)
+  assert row["precision_colours"] == pytest.approx(precision, abs=0.02)
+  kid = pairwise.kid(2 * ours, 2 * real, num_subsets=100, subset_size=60).kid
+  assert row["kid_colours"] == pytest.approx(kid, rel=1e-3)
+  for name, value in before["rows"][1].items():
+    close = pytest.approx(value, rel=1e-3, abs=0.02) if isinstance(value, float) else value
+    assert row[name] == close, name
+
+  metrics = table.from_json(content["metrics"])
+  titles = [m.title for m in metrics if m.role == "colours"]
+  assert titles == ["colours FID", "colours FID held-out", "colours precision", "colours KID"]
+  text = table.table(content)
+  assert all(title in text for title in titles)
+  assert text.count("real ") == 3 and "Colours are no likeness." in text
+  panels = page.panels(metrics, content["rows"], several=False)
+  assert {"colours FID", "colours precision", "colours KID"} <= {panel.title for panel in panels}
+  header, values = (workdir / "sweep.csv").read_text().splitlines()
+  assert float(values.split(",")[header.split(",").index("fid_colours")]) == row["fid_colours"]
+  assert content["references"][0]["fid_colours"] > 0
+
+  assert row["colours/sha256"] == "cc" * 32 and len(row["colours/heldout_sha256"]) == 64
+  assert row["colours/train_sha256"] == row["judge/train_sha256"]
+  folders = set((workdir / "sweep").iterdir())
+  paths = [str(tmp_path / name) for name in ("a.json", "b.json", "c.json")]
+  files.write_json(paths[0], content)
+  assert "colours FID" in evaluate.compare(paths[0], paths[0])
+  for name in ("colours/sha256", "colours/train_sha256", "colours/heldout_sha256"):
+    files.write_json(paths[1], {**content, "rows": [{**row, name: "else"}]})
+    with pytest.raises(UserError, match=f"cannot be compared: {name} is"):
+      evaluate.compare(paths[0], paths[1])
+  files.write_json(paths[2], before)
+  with pytest.raises(UserError, match="cannot be compared: colours/sha256 is"):
+    evaluate.compare(paths[0], paths[2])
+
+  monkeypatch.setattr(select, "SOURCES", (*select.SOURCES[:2], colours("dd" * 32)))
+  other = sweep.sweep(config, dataset=data, mesh=mesh1, workdir=workdir)
+  assert other["rows"][0]["colours/sha256"] == "dd" * 32
+  assert len(set((workdir / "sweep").iterdir()) - folders) == 1
 
 
 def test_further_axes(done, data, mesh1):
