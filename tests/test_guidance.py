@@ -133,7 +133,7 @@ def exact_eps(z, logsnr, y):
 
 @pytest.mark.parametrize("w", [0.0, 0.5, 3.0])
 def test_guided_eps_is_the_tilted_score(w):
-  """At each level the guided eps is -sigma grad_z log[ p(z|c) p(c|z)^w ], the gradient by autodiff."""
+  """The guided eps is -sigma grad_z log[ p(z|c) p(c|z)^w ] at each level, by autodiff."""
 
   def tilted(z, logsnr, c):
     joint = jnp.log(PRIOR) + jnp.stack([log_p_given(z, logsnr, k) for k in (0, 1)])

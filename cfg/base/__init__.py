@@ -1,1 +1,1 @@
-"""What the rest stands on: files, config, checkpoints, logs, devices. Knows nothing of diffusion."""
+"""What the rest is built on: files, config, checkpoints, logs, devices. No diffusion here."""

@@ -1,4 +1,4 @@
-"""What a computation costs: floating-point operations counted in its jaxpr, and what chips can do."""
+"""What a computation costs: FLOPs counted in its jaxpr, and the peak rates of chips."""
 
 import math
 

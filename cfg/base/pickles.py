@@ -55,7 +55,7 @@ class _Global:
 
 
 class _Machine:
-  """The stack machine of the pickle protocols, without its instructions for classes and extensions."""
+  """The stack machine of the pickle protocols, without instructions for classes or extensions."""
 
   def __init__(self, *, globals_, persistent_load):
     self._globals = {**COMMON_GLOBALS, **globals_}

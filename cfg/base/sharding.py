@@ -83,7 +83,7 @@ def round_up(mesh, batch_size):
 
 
 def put_batch(mesh, batch):
-  """This host's rows of a batch (a tree of numpy arrays) to global arrays, split over the devices."""
+  """This host's rows of a batch (a tree of numpy arrays) as global arrays, split over devices."""
   sharding = batch_sharding(mesh)
   return jax.tree.map(
     lambda a: jax.make_array_from_process_local_data(sharding, np.asarray(a)), batch

@@ -1,4 +1,6 @@
-"""python -m cfg.interop.adm CHECKPOINT WORKDIR: a guided-diffusion checkpoint becomes a work directory to sample from.
+"""Turns a guided-diffusion checkpoint into a work directory to sample from.
+
+Usage: python -m cfg.interop.adm CHECKPOINT WORKDIR
 
 ADM is Dhariwal & Nichol 2021 (arXiv 2105.05233), GD its code, openai/guided-diffusion.
 """
@@ -217,7 +219,7 @@ def make_config(model, facts):
 
 
 def import_checkpoint(checkpoint, workdir, **given):
-  """Convert the file `checkpoint` into `workdir`/weights.safetensors; returns the metadata written."""
+  """Convert the file `checkpoint` into `workdir`/weights.safetensors; returns its metadata."""
   checkpoint, workdir = pathlib.Path(checkpoint), pathlib.Path(workdir)
   out = workdir / weights.NAME
   if out.exists() or (workdir / "checkpoints").exists():

@@ -1,4 +1,6 @@
-"""python -m cfg.interop.inception OUT.safetensors: the weights of FID's Inception network, downloaded or from a file, in our format.
+"""The weights of FID's Inception network, downloaded or from a file, in our own format.
+
+Usage: python -m cfg.interop.inception OUT.safetensors [--source=FILE]
 
 Read are TensorFlow's frozen graph (classify_image_graph_def.pb of
 inception-2015-12-05.tgz), its PyTorch port (pytorch-fid's and torch-fidelity's

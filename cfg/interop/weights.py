@@ -22,7 +22,7 @@ NEEDED = ("config", "class_names", "image_shape", "data_name", "step", "ema")
 
 
 def write(path, *, params, meta):
-  """Write parameters (a tree of arrays) and `meta` (JSON-able, with the fields NEEDED) to `path`."""
+  """Write parameters (a tree of arrays) and `meta` (JSON-able, with all of NEEDED) to `path`."""
   missing = [name for name in NEEDED if name not in meta]
   if missing:
     raise ValueError(f"the metadata of {path} lacks {missing}")

@@ -293,7 +293,7 @@ def needed(output):
 
 
 def available(params):
-  """The outputs that parameters, perhaps not all of them, are enough for; in the order of OUTPUTS."""
+  """The outputs that parameters, perhaps incomplete, are enough for; in the order of OUTPUTS."""
   there = flax.traverse_util.flatten_dict(params, sep="/").keys()
   return tuple(name for name in OUTPUTS if there >= set(needed(name)))
 

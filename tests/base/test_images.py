@@ -10,7 +10,7 @@ from cfg.base import files, images
 
 @pytest.mark.smoke
 def test_uint8_round_trip():
-  """Every grey level survives to [-1, 1] and back; values beyond are cut, others go to the nearest."""
+  """Every grey level survives to [-1, 1] and back; values beyond are cut, others rounded."""
   levels = jnp.arange(256, dtype=jnp.uint8)
   x = images.to_unit(levels)
   assert float(x[0]) == -1 and float(x[255]) == 1

@@ -184,7 +184,7 @@ def test_what_cannot_be_combined_is_refused(config, section, values, words):
 
 
 def test_facts_are_whole_sections_less_what_is_not_in_use(config):
-  """A field that nobody thought of is among them; v is not where the sampler is DDIM, nor a path."""
+  """A field that nobody thought of is among them; v where the sampler is DDIM is not, nor paths."""
   config.sampler.unlock()
   config.sampler.tomorrow = 3
   facts = program.facts(config)

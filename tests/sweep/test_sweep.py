@@ -1,4 +1,4 @@
-"""The whole path in miniature: train, sweep, sample; what its files hold and what they depend on."""
+"""The whole path in miniature: train, sweep, sample; what is in its files, what they depend on."""
 
 import csv
 import dataclasses
@@ -212,7 +212,7 @@ def test_samples_make_equal_blocks_of_balanced_labels(num_classes, asked, got, m
 
 
 def test_too_few_images_are_told_before_training(digits, mesh1):
-  """The sweep's check needs no network: fewer training images than features are an error at once."""
+  """The sweep's check needs no network: fewer training images than features are refused at once."""
   config = small_config()
   few = dataclasses.replace(digits, train=sources.Rows(digits.train, np.arange(8)))
   with pytest.raises(UserError, match="8 images of the training split .*fid \\(8\\)"):
@@ -269,7 +269,7 @@ def test_strength_by_w_or_scale():
 
 @pytest.mark.smoke
 def test_class_by_name_or_number():
-  """Names first, then numbers; what is not there is answered with the nearest names, or the range."""
+  """Names first, then numbers; for what is not there, the nearest names or the range."""
   names = ("cat", "dog", "horse", "2")
   assert [pictures.parse_label(t, names) for t in ("dog", "0", "2")] == [1, 0, 3]
   with pytest.raises(UserError, match="did you mean 'horse'"):
