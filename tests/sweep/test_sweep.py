@@ -12,7 +12,7 @@ from cfg.base.errors import UserError
 from cfg.data import sources
 from cfg.inference import generator, pictures
 from cfg.report import page, table
-from cfg.sweep import run
+from cfg.sweep import provenance, run, variant
 from cfg.training import loop
 from configs import digits as digits_config
 
@@ -25,13 +25,15 @@ NAMED = [
   "inception_score_err",
   "label_accuracy",
   "num_samples",
-  "sampler",
-  "num_steps",
   "nfe",
-  "seed",
-  "ema",
+  "nfe/main",
+  "sampler.name",
+  "sampler.num_steps",
+  "guidance.rule",
+  "sweep.seed",
+  "main/ema_decay",
+  "main/weights_sha256",
   "judge/name",
-  "checkpoint_hash",
 ]
 
 
@@ -63,18 +65,19 @@ def done(digits, mesh1, tmp_path_factory):
   miniature.
   """
   workdir, config = tmp_path_factory.mktemp("run"), small_config()
-  programs = []
+  generators = []
   original = generator.Generator.__init__
 
-  def watched(self, **kw):
-    original(self, **kw)
-    programs.append(self.program)
+  def watched(self, *args, **kw):
+    original(self, *args, **kw)
+    generators.append(self)
 
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(generator.Generator, "__init__", watched)
     loop.train(config, dataset=digits, mesh=mesh1, workdir=workdir)
     content = run.sweep(config, dataset=digits, mesh=mesh1, workdir=workdir)
-  return workdir, content, [p._cache_size() for p in programs]
+  programs = [made.compiled(guided) for made in generators for guided in (False, True)]
+  return workdir, content, [program._cache_size() for program in programs]
 
 
 @pytest.mark.smoke
@@ -98,12 +101,10 @@ def test_everything_is_there(done):
   assert [(r["w"], r["scale"]) for r in rows] == [(0, 1), (1, 2)]
   for row in rows:
     assert all(name in row for name in NAMED)
-    assert (
-      row["nfe"] == 8
-      and row["num_samples"] == 100
-      and row["ema"] == 0.99
-      and row["judge/name"].startswith("digits-judge-")
-    )
+    # one branch is enough at w = 0
+    assert row["nfe"] == row["nfe/main"] == (8 if row["w"] else 4)
+    assert row["num_samples"] == 100 and row["main/ema_decay"] == 0.99
+    assert row["judge/name"].startswith("digits-judge-")
   with (workdir / "sweep.csv").open() as f:
     assert [float(r["fid"]) for r in csv.DictReader(f)] == [r["fid"] for r in rows]
   assert content["references"][0]["num_samples"] == 100  # as many as a strength has
@@ -119,8 +120,8 @@ def test_everything_is_there(done):
 
 
 def test_one_compilation_for_all_strengths(done):
-  """The previews' program and the sweep's each served all their strengths with one compilation."""
-  assert done[2] == [1, 1]
+  """The previews' and the sweep's each are compiled once for w = 0 and once for all others."""
+  assert done[2] == [1, 1, 1, 1]
 
 
 def test_a_finished_sweep_draws_nothing(done, digits, mesh1, monkeypatch):
@@ -157,12 +158,50 @@ def test_another_setting_is_another_sweep(done, digits, mesh1):
   config.sampler.name, config.sweep.ema, config.sweep.w = "ddim", 0.1, (1.0,)
   other = run.sweep(config, dataset=digits, mesh=mesh1, workdir=workdir)
   row = other["rows"][0]
-  assert (row["sampler"], row["ema"]) == ("ddim", 0.1) and row["checkpoint_hash"] != content[
-    "rows"
-  ][0]["checkpoint_hash"]
+  assert (row["sampler.name"], row["main/ema_decay"]) == ("ddim", 0.1)
+  assert row["main/weights_sha256"] != content["rows"][0]["main/weights_sha256"]
+  assert "sampler.var_interp" not in row
   assert len(list((workdir / "sweep").iterdir())) == 2
   run.sweep(small_config(), dataset=digits, mesh=mesh1, workdir=workdir)
   assert table.read(workdir)["rows"][0] == content["rows"][0]
+
+
+@pytest.mark.parametrize(
+  "name, value, differs",
+  [
+    ("sampler.var_interp", 0.5, True),
+    ("sampler.limit", "none", True),
+    ("sampler.rho", 3.0, False),  # of another spacing
+    ("sampler.tomorrow", 1, True),
+    ("guidance.logsnr_max", 3.0, True),
+    ("guidance.momentum", -0.5, False),  # of another rule
+    ("guidance.tomorrow", 1, True),
+    ("sweep.seed", 1, True),
+    ("sweep.extrapolate", True, True),
+    ("sweep.tomorrow", 1, True),
+    ("sweep.batch_size", 7, False),
+  ],
+)
+def test_a_field_in_use_makes_another_sweep(name, value, differs):
+  """Of the sections that decide a row every field is hashed, also one that nobody knows of; not
+  those of constructors that are not in use.
+  """
+  config = small_config()
+  facts = lambda config: provenance.provenance(config, config.sweep, networks={}, measured=())
+  before = provenance.fingerprint(facts(config))
+  section, field = name.split(".")
+  config.unlock()
+  config[section][field] = value
+  assert (provenance.fingerprint(facts(config)) != before) == differs
+
+
+def test_combinations_that_draw_the_same_samples_are_one():
+  """DDIM has no v: of three v it is swept once; of ancestral sampling each."""
+  config = small_config()
+  config.sweep.update(sampler=("ancestral", "ddim"), var_interp=(0.0, 0.3, 1.0), num_steps=(4, 8))
+  drawn = [(c.sampler.name, c.sampler.num_steps) for c, _ in variant.combinations(config)]
+  assert drawn.count(("ancestral", 4)) == drawn.count(("ancestral", 8)) == 3
+  assert drawn.count(("ddim", 4)) == drawn.count(("ddim", 8)) == 1
 
 
 def test_strengths_share_their_noise(done):
@@ -236,7 +275,7 @@ def test_samples_of_chosen_classes(done, mesh1, tmp_path):
     config, mesh=mesh1, workdir=workdir, labels=["1", "7"], num=2, w=1.0, seed=0, out=tmp_path / "a"
   )
   about, rows = json.loads((out / "samples.json").read_text()).values()
-  assert about["data"] == "digits"
+  assert about["main/data"] == "digits" and about["nfe"] == 8
   assert [(r["label"], r["index"]) for r in rows] == [(1, 0), (1, 1), (7, 0), (7, 1)]
   assert all(r["seed"] == 0 and r["w"] == 1 and r["scale"] == 2 for r in rows)
   picture = lambda folder, label, i: np.asarray(
