@@ -107,10 +107,11 @@ def resized_error(path, pixels, features):
 
 def compare(path):
   """Print both tables; whether all are within the tolerances."""
-  sets, networks = (
-    golden.image_sets(COUNT),
-    {"cfg": peers.cfg_network(path, OUTPUTS), "torch-fidelity": peers.torch_fidelity_network(path)},
-  )
+  sets = golden.image_sets(COUNT)
+  networks = {
+    "cfg": peers.cfg_network(path, OUTPUTS),
+    "torch-fidelity": peers.torch_fidelity_network(path),
+  }
   found = {
     name: {part: outputs(network, pixels) for part, pixels in sets.items()}
     for name, network in networks.items()

@@ -26,7 +26,7 @@ class Extractor:
 
   role: str
   name: str
-  apply: Callable | None
+  apply: Callable
   params: Any
   dims: Mapping[str, int]
   metrics: tuple[Metric, ...]
@@ -109,7 +109,7 @@ def beside(extractors: Iterable[Extractor]) -> tuple[Extractor, ...]:
   Raises:
     ValueError: two have one role, or share the name of an output.
   """
-  named = []
+  named: list[Extractor] = []
   for extractor in extractors:
     taken = [metric.key for other in named for metric in other.metrics]
     for other in named:

@@ -74,6 +74,7 @@ class PlacedExtractor:
       what=self.extractor.name,
     )
     (output,) = self.extractor.outputs("accuracy")
+    assert stats.correct is not None  # a data source has labels
     return stats.correct[output] / stats.count
 
 

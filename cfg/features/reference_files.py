@@ -117,10 +117,10 @@ def measure_reference(
   if isinstance(source, Images):
     measured, digest = measure_images(source, placed=placed, batch_size=batch_size)
     return reference.of(measured, about={"name": name, **source.about}, sha256=digest)
-  missing = source.images is not None and not source.features
-  if not missing or not placed.extractor.outputs("precision", "recall", "kid"):
-    return source
   pixels = source.images
+  wanted = placed.extractor.outputs("precision", "recall", "kid")
+  if pixels is None or source.features or not wanted:
+    return source
   images = Images(len(pixels), pixels.__getitem__, lambda i: f"arr_0[{i}]", {})
   measured, _ = measure_images(images, placed=placed, batch_size=batch_size)
   features = reference.of(measured, about={}, sha256="").features

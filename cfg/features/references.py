@@ -95,7 +95,7 @@ def facts(measured: Iterable[Measured]) -> dict:
   """{"<role>/name", "<role>/sha256", "<role>/train_sha256", ...}: what numbers were measured in and
   against, for rows.
   """
-  values = {}
+  values: dict = {}
   for extractor, train, heldout in ((m.extractor, m.train, m.heldout) for m in measured):
     own = {
       "name": extractor.name,

@@ -64,7 +64,7 @@ def named_by_role(metrics: Iterable[Metric], *, taken: Iterable[str] = ()) -> tu
 
   An accuracy says by itself whose labels it is about, and keeps its name if it is not `taken`.
   """
-  renamed = {}
+  renamed: dict[tuple, Metric] = {}
   for metric in metrics:
     if metric.against == HELDOUT:
       new = renamed[metric.output, metric.kind, TRAIN].heldout()
@@ -95,7 +95,7 @@ def roles(metrics: Iterable[Metric]) -> tuple[str, ...]:
 
 def leading(metrics: Iterable[Metric]) -> tuple[Metric, ...]:
   """The first Fréchet distance of each role, to the training split."""
-  first = {}
+  first: dict[str, Metric] = {}
   for metric in metrics:
     if metric.kind == "frechet" and metric.against == TRAIN:
       first.setdefault(metric.role, metric)

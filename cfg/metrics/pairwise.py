@@ -19,7 +19,8 @@ def _tiles(count, *, start=0):
 
 def _squared_distances(a, b):
   """|a_i - b_j|^2 in float64; rounding below zero is cut."""
-  a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+  a = np.asarray(a, np.float64)
+  b = np.asarray(b, np.float64)
   return np.maximum((a**2).sum(axis=1)[:, None] + (b**2).sum(axis=1)[None] - 2 * a @ b.T, 0)
 
 
@@ -66,7 +67,7 @@ def neighbour_radii(features, sizes, *, k):
     k: at least 1.
   """
   nearest = _nearest(features, sizes, k=k)
-  radius = lambda some: np.partition(some.reshape(len(some), -1), k - 1, axis=1)[:, k - 1]
+  radius = lambda squared: np.partition(squared.reshape(len(squared), -1), k - 1, axis=1)[:, k - 1]
   radii = [radius(nearest)]
   block_of = np.repeat(np.arange(len(sizes)), sizes)
   for block in range(len(sizes)) if len(sizes) > 1 else ():
@@ -82,8 +83,8 @@ def _inside(queries, features, radii):
   for rows in _tiles(len(queries)):
     for columns in _tiles(len(features)):
       squared = _squared_distances(queries[rows], features[columns])
-      for found, radius in zip(inside, radii):
-        found[rows] |= (squared <= radius[columns]).any(axis=1)
+      for within, radius in zip(inside, radii, strict=True):
+        within[rows] |= (squared <= radius[columns]).any(axis=1)
   return inside
 
 
@@ -114,7 +115,8 @@ def precision_recall_blocks(blocks, reference, *, k=3):
   Raises:
     ValueError: k is not.
   """
-  sizes, reference = [len(block) for block in blocks], np.asarray(reference)
+  sizes = [len(block) for block in blocks]
+  reference = np.asarray(reference)
   several = len(sizes) > 1
   left = sum(sizes) - (max(sizes) if several else 0)
   if not 1 <= k < min(left, len(reference)):
@@ -152,8 +154,8 @@ def precision_recall(samples, reference, *, k=3):
   Raises:
     ValueError: k is not.
   """
-  found = precision_recall_blocks([samples], reference, k=k)
-  return found.precision, found.recall
+  shares = precision_recall_blocks([samples], reference, k=k)
+  return shares.precision, shares.recall
 
 
 def _kernel_sum(a, b):
@@ -194,25 +196,21 @@ def squared_mmd_without(blocks, reference):
     blocks: list of features [N_b,D], at least 2; 2 samples or more without any one of them.
     reference: features [M,D].
   """
-  blocks, reference = (
-    [np.asarray(block, np.float64) for block in blocks],
-    np.asarray(reference, np.float64),
-  )
-  sizes, cross = (
-    np.array([len(block) for block in blocks]),
-    np.array([_kernel_sum(block, reference) for block in blocks]),
-  )
+  blocks = [np.asarray(block, np.float64) for block in blocks]
+  reference = np.asarray(reference, np.float64)
+  sizes = np.array([len(block) for block in blocks])
+  cross = np.array([_kernel_sum(block, reference) for block in blocks])
   own = np.diag([_kernel_of_pairs(block) for block in blocks])
   for i, j in zip(*np.tril_indices(len(blocks), -1), strict=True):
     own[i, j] = own[j, i] = _kernel_sum(blocks[i], blocks[j])
-  found = []
+  without = []
   for keep in ~np.eye(len(blocks), dtype=bool):
     count = sizes[keep].sum()
-    found.append(
+    without.append(
       own[np.ix_(keep, keep)].sum() / (count * (count - 1))
       - 2 * cross[keep].sum() / (count * len(reference))
     )
-  return np.array(found)
+  return np.array(without)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -48,7 +48,9 @@ def frechet_extrapolated(blocks, reference):
   """
   if len(blocks) < 2:
     raise ValueError(f"a line needs at least 2 blocks, got {len(blocks)}")
-  inverse, distances, weights = [], [], []
+  inverse = []
+  distances = []
+  weights = []
   for length in range(1, len(blocks) + 1):
     runs = [blocks[first : first + length] for first in range(0, len(blocks) - length + 1, length)]
     merged = [functools.reduce(lambda a, b: a.merge(b), run) for run in runs]

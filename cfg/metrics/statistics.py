@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -131,7 +131,7 @@ class SampleStatistics:
   correct: dict[str, int] | None
 
   @classmethod
-  def empty(cls, metrics: Iterable[Metric], *, dims: Mapping[str, int]) -> "SampleStatistics":
+  def empty(cls, metrics: Sequence[Metric], *, dims: Mapping[str, int]) -> "SampleStatistics":
     """Of no images; `dims` are {output: dimension}."""
     return cls(
       count=0,
@@ -142,7 +142,7 @@ class SampleStatistics:
     )
 
   @classmethod
-  def of(cls, metrics: Iterable[Metric], batch: Mapping, labels=None) -> "SampleStatistics":
+  def of(cls, metrics: Sequence[Metric], batch: Mapping, labels=None) -> "SampleStatistics":
     """Of one batch, {output: [N, dim]}, and its labels [N]."""
     agree = lambda logits: int(np.sum(np.argmax(logits, axis=1) == np.asarray(labels)))
     correct = None
@@ -188,24 +188,27 @@ class Accumulator:
     block_of: [N] which block each image belongs to, from 0 on.
   """
 
-  def __init__(self, metrics: Iterable[Metric], *, dims: Mapping[str, int], block_of):
+  def __init__(self, metrics: Sequence[Metric], *, dims: Mapping[str, int], block_of):
     self._metrics = tuple(metrics)
     self._block_of = np.asarray(block_of)
     num_blocks = int(self._block_of.max()) + 1
     self._blocks = [SampleStatistics.empty(self._metrics, dims=dims) for _ in range(num_blocks)]
-    self._waiting = []
+    self._waiting: list[dict] = []
     self._done = 0
     self.count = 0
 
   def add(self, batch: Mapping, labels=None) -> None:
     """The next images' outputs, {output: [n, dim]}, and their labels [n] where they are known."""
-    rows = {**batch, **({} if labels is None else {LABELS: np.asarray(labels)})}
-    while rows:
+    rows = dict(batch)
+    if labels is not None:
+      rows[LABELS] = np.asarray(labels)
+    left = len(next(iter(rows.values())))
+    while left:
       free = self._done + GATHERED - self.count
       self._waiting.append({name: a[:free] for name, a in rows.items()})
       self.count += len(next(iter(self._waiting[-1].values())))
-      rest = {name: a[free:] for name, a in rows.items()}
-      rows = rest if len(next(iter(rest.values()))) else None
+      rows = {name: a[free:] for name, a in rows.items()}
+      left = len(next(iter(rows.values())))
       if self.count in (self._done + GATHERED, len(self._block_of)):
         self._sum()
 

@@ -70,7 +70,7 @@ def summarise(
     raise ValueError(f"an error needs at least 2 blocks, got {len(blocks)}")
   parts = _Parts(blocks, allow_few=allow_few, extrapolate=extrapolate)
   references = {TRAIN: train, HELDOUT: heldout}
-  values = {}
+  values: dict[str, float | None] = {}
   for metric in metrics:
     target = references[metric.against]
     if target is not None:
@@ -91,7 +91,7 @@ def of_reference(real, *, metrics: Iterable[Metric], train) -> dict:
   nearest = functools.cache(
     lambda output: _precision_recall([real.features[output]], train.features[output])
   )
-  values = {}
+  values: dict[str, float | None] = {}
   for metric in metrics:
     output = metric.output
     if metric.against != TRAIN:

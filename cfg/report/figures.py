@@ -236,7 +236,7 @@ def write_nearest(path, *, pictures, dataset, count=3):
     **{f"w = {w:g}": p for w, p in chosen.items()},
     "real held-out": np.stack([held[i]["image"] for i in range(len(held))]),
   }
-  found = {name: nearest_training(q, dataset.train, count=count) for name, q in queries.items()}
+  nearest = {name: nearest_training(q, dataset.train, count=count) for name, q in queries.items()}
 
   shown = min(number, dataset.num_classes, MOST_ROWS)
   figure = matplotlib.figure.Figure(
@@ -245,9 +245,12 @@ def write_nearest(path, *, pictures, dataset, count=3):
   for axes, (name, query) in zip(
     figure.subplots(1, len(queries), squeeze=False)[0], queries.items()
   ):
-    axes.set_title(f"{name}\nmedian of {number}: {np.median(found[name][0][:, 0]):.2f}", fontsize=9)
-    query, distance, neighbours = query[:shown], found[name][0][:shown], found[name][1][:shown]
-    sheet = np.concatenate([query[:, None], neighbours], axis=1)
+    axes.set_title(
+      f"{name}\nmedian of {number}: {np.median(nearest[name][0][:, 0]):.2f}", fontsize=9
+    )
+    distance, neighbours = nearest[name]
+    query = query[:shown]
+    sheet = np.concatenate([query[:, None], neighbours[:shown]], axis=1)
     height, width = sheet.shape[2:4]
     axes.imshow(
       images.tile(sheet.reshape(-1, *sheet.shape[2:]), rows=len(query)),
@@ -263,7 +266,7 @@ def write_nearest(path, *, pictures, dataset, count=3):
     )
     axes.set_yticks(
       np.arange(len(query)) * (height + 1) + (height - 1) / 2,
-      [f"{d:.2f}" for d in distance[:, 0]],
+      [f"{d:.2f}" for d in distance[:shown, 0]],
       fontsize=7,
     )
     axes.tick_params(length=0)
@@ -273,7 +276,7 @@ def write_nearest(path, *, pictures, dataset, count=3):
     fontsize=9,
   )
   save(figure, path)
-  return {name: float(np.median(distance[:, 0])) for name, (distance, _) in found.items()}
+  return {name: float(np.median(distance[:, 0])) for name, (distance, _) in nearest.items()}
 
 
 def nearest_strengths(strengths):
@@ -288,19 +291,19 @@ def nearest_training(query, source, *, count, batch_size=1024):
   """
   flat = lambda a: (np.asarray(a, np.float64) / 127.5 - 1).reshape(len(a), -1)
   best = np.full((len(query), count), np.inf)
-  found = np.zeros((len(query), count, *query.shape[1:]), np.uint8)
+  nearest = np.zeros((len(query), count, *query.shape[1:]), np.uint8)
   for batch, valid in pipeline.epoch_batches(source, batch_size=batch_size):
     candidates = batch["image"][:valid]
     a, b = flat(query), flat(candidates)
     squared = (a**2).sum(1)[:, None] + (b**2).sum(1)[None] - 2 * a @ b.T
     distance = np.concatenate([best, np.sqrt(np.clip(squared, 0, None) / a.shape[1])], axis=1)
     both = np.concatenate(
-      [found, np.broadcast_to(candidates, (len(query), *candidates.shape))], axis=1
+      [nearest, np.broadcast_to(candidates, (len(query), *candidates.shape))], axis=1
     )
     order = np.argsort(distance, axis=1, kind="stable")[:, :count]
     best = np.take_along_axis(distance, order, axis=1)
-    found = both[np.arange(len(query))[:, None], order]
-  return best, found
+    nearest = both[np.arange(len(query))[:, None], order]
+  return best, nearest
 
 
 def save(figure, path):

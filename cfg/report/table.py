@@ -91,7 +91,7 @@ def by_variant(rows: Sequence[Mapping]) -> dict[str, list]:
   label says in what they differ.
   """
   differing = axes_of(rows)
-  groups = {}
+  groups: dict[str, list] = {}
   for row in rows:
     groups.setdefault(label_of(row, differing), []).append(row)
   return groups
@@ -180,7 +180,7 @@ def measured_in(about: Mapping, metrics: Sequence[Metric]) -> list[str]:
       f"{titles}: measured with {get('name')}{resize}, against {against} of {get('train')}."
     )
     if get("note"):
-      lines.append(get("note"))
+      lines.append(str(get("note")))
   if INCEPTION not in roles(metrics):
     lines.append(
       "These features are not Inception's: the numbers cannot be compared with published ones."
