@@ -161,26 +161,27 @@ def run_waits(root, gpus, images_per_second):
   """The share of the time in which no batch was ready for a step that sleeps as long as the GPUs
   would take.
   """
-  from cfg.base import logs, runtime
+  from cfg.base import runtime
 
   runtime.start(cpu_devices=1)
   import jax
 
   from cfg.data import pipeline
+  from cfg.training.throughput import Throughput
 
   batch = BATCH * gpus
   source = open_store(root, "records")
-  meter = logs.Meter(batch_size=batch, num_devices=gpus)
+  throughput = Throughput(batch_size=batch, num_devices=gpus)
   steps = max(5, round(10 * images_per_second * gpus / batch))
   with pipeline.train_stream(
     source, batch_size=batch, seed=0, start_step=0, num_steps=steps, place=jax.device_put
   ) as stream:
     next(stream)
-    meter.skip()
-    for _ in meter.waiting_for(stream):
+    throughput.skip()
+    for _ in throughput.waiting_for(stream):
       time.sleep(batch / (images_per_second * gpus))
-      meter.add({"loss": 0.0})
-  return meter.flush()["data_wait"]
+      throughput.add({"loss": 0.0})
+  return throughput.flush()["data_wait"]
 
 
 def measure(cores, *arguments):

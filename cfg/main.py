@@ -172,7 +172,7 @@ def main() -> None:
   start_devices(config)
   from cfg.base import sharding
 
-  mesh = sharding.make_mesh(fsdp=config.train.get("fsdp", 1))
+  mesh = sharding.make_mesh(fsdp=config.train.fsdp)
   mode.run(Run(config=config, mesh=mesh, workdir=workdir))
 
 

@@ -54,12 +54,10 @@ def get_config():
     flip=True,
     ema_decays=(0.9999,),
     log_every_steps=100,
-    heldout_every_steps=10_000,
-    preview_every_steps=10_000,
     checkpoint_every_steps=5_000,
   )
-  config.heldout.update(num_images=2000, batch_size=50)
-  config.preview.update(w=(0.0, 1.0, 3.0), num_classes=10, num_per_class=4)
+  config.heldout.update(every_steps=10_000, num_images=2000, batch_size=50)
+  config.preview.update(every_steps=10_000, w=(0.0, 1.0, 3.0), num_classes=10, num_per_class=4)
   config.sampler.update(num_steps=256)
   config.sweep.update(
     w=(0.0, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 3.0, 4.0), num_samples=10_000, batch_size=250

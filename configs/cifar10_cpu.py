@@ -41,12 +41,10 @@ def get_config():
     num_steps=6_000,
     ema_decays=(0.999, 0.9995),
     log_every_steps=20,
-    heldout_every_steps=1_000,
-    preview_every_steps=1_000,
     checkpoint_every_steps=250,
   )
-  config.heldout.update(num_images=500, batch_size=50)
-  config.preview.update(num_per_class=2)
+  config.heldout.update(every_steps=1_000, num_images=500, batch_size=50)
+  config.preview.update(every_steps=1_000, num_per_class=2)
   config.sampler.update(num_steps=64)
   config.sweep.update(num_samples=2_000, batch_size=100)
   config.judge.update(ch=32, num_steps=2_000)

@@ -54,12 +54,6 @@ def get_config():
       head_dim=config_dict.placeholder(int),
       dropout=0.0,
       norm_groups=8,
-      norm_eps=1e-6,
-      # for networks of other origin (python -m cfg.interop.adm)
-      scale_shift=True,
-      conv_resample=False,
-      discrete_schedule=config_dict.placeholder(str),
-      class_rows=config_dict.placeholder(int),
       remat=False,  # recompute each block in the backward pass: less memory, a third more work
       dtype="float32",  # or "bfloat16": of activations; parameters and normalisation stay float32
     )
@@ -87,22 +81,23 @@ def get_config():
       p_uncond=0.2,
       flip=False,
       ema_decays=(0.99,),  # one average each; the first is watched, and swept by default
+      # every_steps, here and below: n is every n steps and at the end, 0 is never
       log_every_steps=20,
-      heldout_every_steps=200,
-      preview_every_steps=200,
-      checkpoint_every_steps=200,
-      keep_checkpoints=2,
+      checkpoint_every_steps=200,  # the end's is always written
+      keep_checkpoints=2,  # the newest so many
     )
   )
 
   # the held-out loss, in num_bins equal parts of u
-  config.heldout = section(dict(num_bins=8, num_images=0, batch_size=64, seed=0))  # 0 images: all
+  config.heldout = section(
+    dict(every_steps=200, num_bins=8, num_images=0, batch_size=64, seed=0)  # 0 images: all
+  )
   # pictures of the same noises at these strengths while training
-  config.preview = section(dict(w=(0.0, 2.0), num_classes=10, num_per_class=6))
+  config.preview = section(dict(every_steps=200, w=(0.0, 2.0), num_classes=10, num_per_class=6))
 
   # FID and the rest of few samples while training, in the sweep's networks: biased, to be compared
   # along this run alone
-  config.watch = section(dict(every_steps=0, w=(0.0,), num_samples=1000))  # 0 steps: never
+  config.watch = section(dict(every_steps=0, w=(0.0,), num_samples=1000))
 
   # what the networks say together (cfg.guidance.RULES)
   config.guidance = section(

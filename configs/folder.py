@@ -72,12 +72,10 @@ def get_config(options="resolution=64"):
     flip=True,
     ema_decays=(0.9999,),
     log_every_steps=100,
-    heldout_every_steps=5_000,
-    preview_every_steps=5_000,
     checkpoint_every_steps=2_500,
   )
-  config.heldout.update(num_images=2048, batch_size=64)
-  config.preview.update(w=(0.0, 1.0, 3.0), num_classes=8, num_per_class=4)
+  config.heldout.update(every_steps=5_000, num_images=2048, batch_size=64)
+  config.preview.update(every_steps=5_000, w=(0.0, 1.0, 3.0), num_classes=8, num_per_class=4)
   config.sampler.update(num_steps=256)
   config.sweep.update(
     w=(0.0, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 3.0, 4.0), num_samples=10_000, batch_size=128

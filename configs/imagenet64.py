@@ -89,12 +89,10 @@ def get_config(options="p_uncond=0.1"):
     flip=True,
     ema_decays=(0.9999,),
     log_every_steps=100,
-    heldout_every_steps=10_000,
-    preview_every_steps=10_000,
     checkpoint_every_steps=5_000,
   )
-  config.heldout.update(num_images=2048, batch_size=64)
-  config.preview.update(w=(0.0, 1.0, 4.0), num_classes=8, num_per_class=4)
+  config.heldout.update(every_steps=10_000, num_images=2048, batch_size=64)
+  config.preview.update(every_steps=10_000, w=(0.0, 1.0, 4.0), num_classes=8, num_per_class=4)
   config.sampler.update(num_steps=256, var_interp=0.3)
   config.sweep.update(w=tuple(i / 10 for i in range(41)), num_samples=50_000, batch_size=512)
   config.inception.update(path="inception.safetensors")

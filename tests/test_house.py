@@ -21,7 +21,7 @@ ROOMS = (
 # the modules of a room, those that import first; modules on one line know nothing of each other
 INSIDE = {
   "sweep": "run; strength; provenance variant",
-  "training": "loop; watch; dry_run; step; state",
+  "training": "loop; heldout previews quick_metrics step_log dry_run; step throughput; state",
   "inference": "pictures workdir_config; generator network; program",
   "report": "page; table figures",
   "features": (
@@ -37,8 +37,8 @@ INSIDE = {
   "data.preparing": "inputs; class_folders; cifar10 dataset_json imagenet; trees; parts layout",
   "metrics": "summary reference; scores pairwise; statistics; metric",
   "base": (
-    "cli config; checkpoint images sharding logs pickles fields; files trees runtime optim flops "
-    "paths progress; errors"
+    "config; cli checkpoint images sharding logs pickles fields; defaults; files trees runtime "
+    "optim flops paths progress; errors"
   ),
   "": "losses sampling; guidance; diffusion schedules",
 }

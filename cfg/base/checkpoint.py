@@ -10,6 +10,8 @@ import hashlib
 import json
 import logging
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -32,7 +34,7 @@ class Checkpoints:
     keep: how many steps to keep.
   """
 
-  def __init__(self, workdir, *, keep=2):
+  def __init__(self, workdir: str | pathlib.Path, *, keep: int = 2) -> None:
     self._dir = directory(workdir)
     self._dir.mkdir(parents=True, exist_ok=True)
     options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
@@ -45,11 +47,11 @@ class Checkpoints:
   def __exit__(self, *_):
     self._manager.close()
 
-  def steps(self):
+  def steps(self) -> list[int]:
     """Steps that are there, newest first."""
     return sorted(self._manager.all_steps(), reverse=True)
 
-  def save(self, step, *, state, meta):
+  def save(self, step: int, *, state: Any, meta: Mapping[str, Any]) -> None:
     """Write `state` (a tree of arrays) and `meta` (JSON-able), then the manifest of what was
     written.
     """
@@ -62,7 +64,7 @@ class Checkpoints:
         if not (self._dir / manifest.name.split(".")[0]).is_dir():
           manifest.unlink()
 
-  def restore(self, *, target=None):
+  def restore(self, *, target: Any = None) -> tuple[int, Any, dict[str, Any]] | None:
     """The newest intact checkpoint: (step, state, meta), or None where there is none.
 
     Args:
@@ -70,14 +72,19 @@ class Checkpoints:
         array, whatever that of the saved one was; or None: every leaf a numpy array.
 
     Raises:
-      UserError: there are checkpoints but none is intact.
+      UserError: there are checkpoints but none is intact, or an intact one does not hold arrays of
+        target's names and shapes.
     """
     steps = self.steps()
     for step in steps:
       problem = self._damage(step)
       if problem is None:
         try:
+          if target is not None:
+            self._check_fits(step, target)
           return step, *self._read(step, target)
+        except UserError:  # it is whole, and of another network
+          raise
         except Exception as e:  # orbax raises many kinds for a file that is cut short
           problem = f"{type(e).__name__}: {e}"
       log.warning(
@@ -92,16 +99,35 @@ class Checkpoints:
       )
     return None
 
-  def intact(self, step):
+  def intact(self, step: int) -> bool:
     """Whether the files of `step` are what was written."""
     return self._damage(step) is None
 
-  def discard_after(self, step):
+  def discard_after(self, step: int) -> None:
     """Remove steps newer than `step`: those that were found damaged when it was restored."""
     for newer in self.steps():
       if newer > step:
         self._manager.delete(newer)
         self._manifest_path(newer).unlink(missing_ok=True)
+
+  def _check_fits(self, step, target):
+    """Raise UserError unless the state of `step` has the names and shapes of `target`."""
+    shapes = lambda tree: {
+      jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
+      for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+    ours = shapes(target)
+    theirs = shapes(self._manager.item_metadata(step)[STATE])
+    wrong = [name for name in sorted(ours | theirs) if ours.get(name) != theirs.get(name)]
+    if wrong:
+      words = lambda shape: "absent" if shape is None else "x".join(map(str, shape)) or "a number"
+      name = wrong[0]
+      raise UserError(
+        f"the checkpoint {str(self._dir / str(step))!r} is of another network or optimizer: "
+        f"{len(wrong)} of its arrays differ, {name} first (it is {words(theirs.get(name))} there, "
+        f"{words(ours.get(name))} here). Nothing was changed. Choose another --workdir, or the "
+        f"config and data that it was made with."
+      )
 
   def _read(self, step, target):
     if target is None:
@@ -137,12 +163,12 @@ class Checkpoints:
     return f"content differs from its hash: {', '.join(wrong)}" if wrong else None
 
 
-def directory(workdir):
+def directory(workdir: str | pathlib.Path) -> pathlib.Path:
   """Where the checkpoints of a work directory are."""
   return pathlib.Path(workdir).absolute() / "checkpoints"
 
 
-def read_meta(workdir):
+def read_meta(workdir: str | pathlib.Path) -> dict[str, Any] | None:
   """The meta of the newest step whose meta can be read; None where there is none.
 
   Orbax's manager, which would start jax's devices, is left out: the meta holds the config that says

@@ -16,7 +16,7 @@ import ml_collections
 from absl import app, flags
 from ml_collections import config_dict, config_flags
 
-import cfg
+from cfg.base import defaults
 from cfg.base.errors import UserError, nearest
 from cfg.base.paths import user_path
 
@@ -153,20 +153,13 @@ def find_config(name: str) -> pathlib.Path:
   path = user_path(name, name="--config")
   if path.is_file():
     return path.absolute()
-  folder = installed_configs()
+  folder = defaults.configs_folder()
   installed = folder / path.name
   if path.parent in (pathlib.Path("."), pathlib.Path("configs")) and installed.is_file():
     return installed
   known = [f"configs/{file.name}" for file in sorted(folder.glob("*.py"))]
   what = "it is a folder" if path.is_dir() else "there is no such file"
   raise UserError(f"{cannot(name)}: {what}. Give the path of a config; {nearest(name, known)}")
-
-
-def installed_configs() -> pathlib.Path:
-  """The folder of cfg's own configs: cfg/configs where cfg is installed, configs/ in a clone."""
-  package = pathlib.Path(cfg.__file__).absolute().parent
-  inside = package / "configs"
-  return inside if inside.is_dir() else package.parent / "configs"
 
 
 def execute(path: pathlib.Path) -> dict[str, object]:
@@ -204,7 +197,7 @@ def imports_for(path: pathlib.Path) -> Iterator[None]:
 def import_configs(path: pathlib.Path) -> None:
   """Make the package `configs` for the config file `path`: the modules of several folders."""
   folders = [path.parent] if path.parent.name == "configs" else []
-  folders += [pathlib.Path("configs").absolute(), installed_configs()]
+  folders += [pathlib.Path("configs").absolute(), defaults.configs_folder()]
   folders += [pathlib.Path(entry).absolute() / "configs" for entry in sys.path]
   folders = [folder for folder in dict.fromkeys(folders) if folder.is_dir()]
   package = types.ModuleType("configs")

@@ -2,25 +2,27 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
-from cfg.base import fields, trees
+from cfg.base import defaults, fields, trees
 from cfg.base.errors import UserError
 
 # these may change while a run goes on, or after it: they alter how far, how fast and how
-# loudly it runs, not what each step computes
+# loudly it runs, or say where its data are, not what each step computes
 FREE = frozenset(
   {
+    "data.path",  # the data themselves are compared: check_same_data
+    "data.num_classes",
     "model.remat",
     "train.accumulate",
     "train.data_workers",
     "train.fsdp",
     "train.num_steps",
     "train.log_every_steps",
-    "train.heldout_every_steps",
-    "train.preview_every_steps",
     "train.checkpoint_every_steps",
     "train.keep_checkpoints",
   }
@@ -28,13 +30,15 @@ FREE = frozenset(
 TRAINING_SECTIONS = ("seed", "data", "model", "schedule", "optimizer", "train")
 
 
-def to_json(config):
+def to_json(config: ConfigDict) -> dict[str, Any]:
   """The config as plain JSON values (tuples become lists)."""
   return json.loads(config.to_json())
 
 
-def from_json(values):
-  """The ConfigDict of what `to_json` gave: lists become tuples again."""
+def from_json(values: Mapping[str, Any]) -> ConfigDict:
+  """The ConfigDict of what `to_json` gave, by this version or an earlier one (base.defaults); lists
+  become tuples again.
+  """
 
   def restore(value):
     if isinstance(value, dict):
@@ -43,12 +47,12 @@ def from_json(values):
       return config_dict.placeholder(object)  # so that it can be overridden
     return tuple(map(restore, value)) if isinstance(value, list) else value
 
-  return ConfigDict(restore(values))
+  return ConfigDict(restore(defaults.complete(values)))
 
 
-def ema_name(decay):
+def ema_name(ema_decay: float) -> str:
   """The key of an average: 0.9999 -> "0.9999"."""
-  return f"{float(decay):.10g}"
+  return f"{float(ema_decay):.10g}"
 
 
 def check_values(config: ConfigDict) -> None:
@@ -111,6 +115,13 @@ def check_swept_averages(value):
       fields.refuse(field, asked, f"of train.ema_decays, {tuple(kept)}")
 
 
+def class_rows(config: ConfigDict) -> int | None:
+  """Rows of the class table of a network of other origin, 0 for one without classes; None for a
+  network with a null label, as all are that are trained here.
+  """
+  return config.model.get("class_rows")
+
+
 def check_guidable(config: ConfigDict, strengths: Iterable[float]) -> None:
   """Raise UserError for strengths of a mix whose conditional or unconditional model the network
   never learnt.
@@ -120,16 +131,16 @@ def check_guidable(config: ConfigDict, strengths: Iterable[float]) -> None:
   """
   strengths = list(strengths)
   guided = [w for w in strengths if w != 0]
-  if guided and config.model.class_rows is not None:
+  if guided and class_rows(config) is not None:
     asked = f"{strength(guided[0])} was asked for, but this network "
-    if config.model.class_rows == 0:
+    if class_rows(config) == 0:
       raise UserError(f"{asked}is unconditional: it has no classes to guide towards. Use w = 0.")
     raise UserError(
       f"{asked}has no null label: it is conditional only, and the mix needs an unconditional "
-      f"estimate. Use w = 0; or guide it by "
-      "another network - a separate unconditional checkpoint, a noise-conditional classifier "
-      "(classifier guidance), or a worse "
-      "version of itself (autoguidance); or train one with label dropout (train.p_uncond = 0.1)."
+      f"estimate. Use w = 0; or guide it by another network (guidance.rule=second_network) - a "
+      f"separate unconditional checkpoint, or a worse version of itself (autoguidance); or by a "
+      f"noise-conditional classifier (classifier guidance), which is not here yet; or train one "
+      f"with label dropout (train.p_uncond = 0.1)."
     )
   if guided and config.train.p_uncond == 0:
     raise UserError(
@@ -156,25 +167,89 @@ def strength(w):
   return f"w = {w:g} (scale = {1 + w:g})"
 
 
-def training_identity(config, sections=TRAINING_SECTIONS):
-  """The flattened fields that decide what a training run computes."""
-  config = config if isinstance(config, dict) else to_json(config)
-  flat = trees.flatten({section: config[section] for section in sections}, separator=".")
+def training_identity(
+  config: ConfigDict | dict[str, Any], sections: Sequence[str] = TRAINING_SECTIONS
+) -> dict[str, Any]:
+  """The flattened fields that decide what a training run computes.
+
+  Args:
+    config: a config, or its JSON values, of this version or an earlier one.
+    sections: to take them from.
+  """
+  values = defaults.complete(config if isinstance(config, dict) else to_json(config))
+  flat = trees.flatten({section: values[section] for section in sections}, separator=".")
   return {name: value for name, value in flat.items() if name not in FREE}
 
 
-def data_identity(config, dataset, **more):
-  """A hash of the data set and of what else decides a result that is kept."""
-  facts = {
-    "data": to_json(config)["data"],
-    "class_names": dataset.class_names,
-    "image_shape": dataset.image_shape,
-    **more,
-  }
+def data_identity(config: ConfigDict, dataset: Any, **more: Any) -> str:
+  """A hash of the data set and of what else decides a result that is kept. Where the data are does
+  not count.
+  """
+  facts = {"data": training_identity(config, ("data",)), "content": dataset.identity, **more}
   return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def check_same_run(config, stored, *, workdir, sections=TRAINING_SECTIONS):
+def check_same_data(
+  dataset: Any,
+  meta: Mapping[str, Any],
+  *,
+  workdir: str | pathlib.Path,
+  facts: Sequence[str] = ("class_names", "image_shape", "num_images", "content"),
+) -> None:
+  """Raise UserError if the network in `workdir` was trained on other data than `dataset`.
+
+  Args:
+    dataset: data.sources.Dataset.
+    meta: of the checkpoint or weights file; what it does not tell is not compared.
+    workdir: for the message.
+    facts: of Dataset.identity that must agree.
+  """
+  ours = dataset.identity
+  changed = [name for name in facts if name in meta and ours[name] != meta[name]]
+  if not changed:
+    return
+  differences = "; ".join(_difference(name, ours[name], meta[name]) for name in changed)
+  raise UserError(
+    f"the data set {dataset.name!r} is not the one that the network in {str(workdir)!r} was "
+    f"trained on: {differences}. Nothing was changed. Restore the data, or choose another "
+    f"--workdir."
+  )
+
+
+def _difference(name: str, ours: Any, theirs: Any) -> str:
+  """What of a fact of the data is another, in words."""
+  if name == "content":
+    return "its files or their labels were changed since"
+  if name == "num_images":
+    counts = [
+      f"{split} has {ours[split]} images, the checkpoint's had {theirs[split]}"
+      for split in ours
+      if ours[split] != theirs[split]
+    ]
+    return ", ".join(counts)
+  if name == "image_shape":
+    sides = ["x".join(map(str, shape)) for shape in (ours, theirs)]
+    return f"its images are {sides[0]}, the checkpoint's are {sides[1]}"
+  listed = lambda names: f"{', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
+  added = [name for name in ours if name not in set(theirs)]
+  gone = [name for name in theirs if name not in set(ours)]
+  words = f"it has {len(ours)} classes, the checkpoint {len(theirs)}"
+  if added:
+    words += f"; the checkpoint does not have {listed(added)}"
+  if gone:
+    words += f"; the data set does not have {listed(gone)}"
+  if not added and not gone:
+    words += f"; they are in another order ({listed(ours)}, the checkpoint's are {listed(theirs)})"
+  return words
+
+
+def check_same_run(
+  config: ConfigDict,
+  stored: dict[str, Any],
+  *,
+  workdir: str | pathlib.Path,
+  sections: Sequence[str] = TRAINING_SECTIONS,
+) -> None:
   """Raise UserError if `workdir` holds a network trained under another config.
 
   Args:
@@ -183,7 +258,8 @@ def check_same_run(config, stored, *, workdir, sections=TRAINING_SECTIONS):
     workdir: for the message.
     sections: that must agree.
   """
-  ours, theirs = training_identity(config, sections), training_identity(stored, sections)
+  ours = training_identity(config, sections)
+  theirs = training_identity(stored, sections)
   names = sorted(n for n in ours.keys() | theirs.keys() if ours.get(n) != theirs.get(n))
   if names:
     changes = "; ".join(

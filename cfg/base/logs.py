@@ -1,10 +1,12 @@
-"""Where a run keeps its numbers: metrics.jsonl and TensorBoard files; and how fast it goes."""
+"""Where a run keeps its numbers: metrics.jsonl and TensorBoard files."""
 
 import json
+import math
 import pathlib
-import time
+from collections.abc import Iterator, Mapping
+from typing import Any
 
-import jax
+import numpy as np
 import tensorboardX
 
 from cfg.base import files
@@ -13,139 +15,84 @@ from cfg.base import files
 class MetricsLog:
   """Scalars to `<workdir>/metrics.jsonl` and `<workdir>/tensorboard/`.
 
+  A line is one JSON object, {"step": n, name: number, ...}. JSON has no word for a number that is
+  not finite: its value is null, and the field "not_finite" says which it was, {name: "nan", "inf"
+  or "-inf"}.
+
   When a run resumes at `step`, records after it are dropped: they will come again.
+
+  Args:
+    workdir: the work directory.
+    step: where the run starts.
+    means_after: drop means over several steps (records with "steps") after this step too, since
+      the run counts those steps again; None for `step`.
   """
 
-  def __init__(self, workdir, *, step):
+  def __init__(
+    self, workdir: str | pathlib.Path, *, step: int, means_after: int | None = None
+  ) -> None:
     workdir = pathlib.Path(workdir)
     path = workdir / "metrics.jsonl"
     if path.exists():
-      files.write_text(path, "".join(_records_up_to(path, step)))
+      last_mean = step if means_after is None else means_after
+      kept = [
+        _to_line(record)
+        for record in _read_records(path)
+        if record["step"] <= (last_mean if "steps" in record else step)
+      ]
+      files.write_text(path, "".join(kept))
     self._jsonl = path.open("a", encoding="utf-8")
     self._board = tensorboardX.SummaryWriter(
       str(workdir / "tensorboard"), purge_step=step + 1 if step else None, write_to_disk=True
     )
 
-  def __enter__(self):
+  def __enter__(self) -> "MetricsLog":
     return self
 
-  def __exit__(self, *_):
+  def __exit__(self, *_) -> None:
     self._jsonl.close()
     self._board.close()
 
-  def scalars(self, step, values):
-    """Write {name: number} of `step`."""
-    self._jsonl.write(json.dumps({"step": step, **values}) + "\n")
+  def scalars(self, step: int, values: Mapping[str, Any]) -> None:
+    """Write {name: number} of `step`; a number may be Python's, or a scalar array."""
+    numbers = {name: _to_number(value) for name, value in values.items()}
+    self._jsonl.write(_to_line({"step": int(step), **numbers}))
     self._jsonl.flush()
-    for name, value in values.items():
+    for name, value in numbers.items():
       self._board.add_scalar(name, value, step)
 
-  def image(self, step, name, image):
+  def image(self, step: int, name: str, image: np.ndarray) -> None:
     """Write uint8 [H,W,C] to TensorBoard."""
     self._board.add_image(name, image, step, dataformats="HWC")
 
 
-def _records_up_to(path, step):
-  for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+def _to_number(value: Any) -> int | float:
+  """The Python number of a number or of an array of one."""
+  value = np.asarray(value)
+  if np.issubdtype(value.dtype, np.integer) or value.dtype == bool:
+    return int(value.item())
+  return float(value.item())
+
+
+def _to_line(record: Mapping[str, Any]) -> str:
+  """The line of metrics.jsonl of a record: JSON, whatever its numbers are."""
+  not_finite = {
+    name: str(value)
+    for name, value in record.items()
+    if isinstance(value, float) and not math.isfinite(value)
+  }
+  values = {name: None if name in not_finite else value for name, value in record.items()}
+  if not_finite:
+    values["not_finite"] = {**record.get("not_finite", {}), **not_finite}
+  return json.dumps(values, allow_nan=False) + "\n"
+
+
+def _read_records(path: pathlib.Path) -> Iterator[dict[str, Any]]:
+  """The records of metrics.jsonl, less what is none: the line that a kill cut short."""
+  for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
     try:
       record = json.loads(line)
-    except ValueError:  # the line a kill cut short
+    except ValueError:
       continue
-    if record["step"] <= step:
-      yield line
-
-
-class Compilations:
-  """Counts what XLA compiles (or reads from its cache) in this process, from when this is made."""
-
-  def __init__(self):
-    self.count = 0
-    jax.monitoring.register_event_duration_secs_listener(self._note)
-
-  def _note(self, event, seconds, **_):
-    del seconds
-    self.count += event == "/jax/core/compile/backend_compile_duration"
-
-
-class Meter:
-  """Means of the metrics, and how fast training goes, over the steps since the last `flush`.
-
-  Args:
-    batch_size: images a step, on all devices.
-    num_devices: of the mesh.
-    flops_per_image: of the forward and backward pass, without recomputation.
-    peak_flops: FLOP/s of one device, or None where not known.
-  """
-
-  def __init__(self, *, batch_size, num_devices=1, flops_per_image=0, peak_flops=None):
-    self._batch_size, self._num_devices = batch_size, num_devices
-    self._flops_per_image, self._peak_flops = flops_per_image, peak_flops
-    self._compilations = Compilations()
-    self.shown = {}  # what the progress bar shows
-    self._reset()
-    self._mark = time.monotonic()
-
-  def _reset(self):
-    self._sums, self._count, self._seconds, self._waited = {}, 0, 0.0, 0.0
-
-  def add(self, metrics):
-    """Count one step's {name: number}."""
-    self._count += 1
-    for name, value in metrics.items():
-      self._sums[name] = self._sums.get(name, 0.0) + float(value)
-    self._seconds += time.monotonic() - self._mark
-    self._mark = time.monotonic()
-
-  def waiting_for(self, stream):
-    """The items of `stream`; the time until each comes counts as waiting for data."""
-    stream = iter(stream)
-    while True:
-      start = time.monotonic()
-      try:
-        item = next(stream)
-      except StopIteration:
-        return
-      self._waited += time.monotonic() - start
-      yield item
-
-  def skip(self):
-    """The time since the last `add` went into something else: leave it out of the rate."""
-    self._mark = time.monotonic()
-
-  def flush(self):
-    """The means, and as numbers of the interval:
-
-      images_per_second, images_per_second_per_device;
-      model_flops_utilisation: FLOP/s of the model over the chip's bf16 peak, where that is known;
-      data_wait: the share of the time in which no batch was ready;
-      compilations: so far, in this process.
-
-    Empty where no step was counted.
-    """
-    values = {name: total / self._count for name, total in self._sums.items()}
-    if self._count:
-      rate = self._count * self._batch_size / max(self._seconds, 1e-9)
-      each = rate / self._num_devices
-      values |= {"images_per_second": rate, "images_per_second_per_device": each}
-      if self._peak_flops:
-        values["model_flops_utilisation"] = each * self._flops_per_image / self._peak_flops
-      values["data_wait"] = min(1.0, self._waited / max(self._seconds, 1e-9))
-      values["compilations"] = self._compilations.count
-      self.shown = self._facts(values)
-    self._reset()
-    return values
-
-  def _facts(self, values):
-    facts = {"loss": f"{values['loss']:.4f}", "images/s": f"{values['images_per_second']:.0f}"}
-    if self._num_devices > 1:
-      facts["images/s"] += (
-        f" "
-        f"({values['images_per_second_per_device']:.{0 if values['images_per_second_per_device'] >= 10 else 2}f} a device)"
-      )
-    if "model_flops_utilisation" in values:
-      facts["MFU"] = f"{100 * values['model_flops_utilisation']:.0f} %"
-    return {
-      **facts,
-      "data wait": f"{100 * values['data_wait']:.0f} %",
-      "compilations": f"{values['compilations']}",
-    }
+    if isinstance(record, dict) and isinstance(record.get("step"), int):
+      yield record

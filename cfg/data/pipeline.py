@@ -7,19 +7,25 @@ content and order of global batches do not depend on the number of hosts.
 
 import signal
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import grain
 import numpy as np
 from absl import flags
 
 from cfg.base.errors import UserError
-from cfg.data.sources import Rows
+from cfg.data.sources import Rows, Source
+
+NUM_THREADS = 2  # that read ahead, in each process
+NUM_PLACED = 2  # batches that are on the devices ahead
 
 
 class _Batches:
   """Random access to this host's share of each global batch."""
 
-  def __init__(self, examples, *, batch_size, start_step, num_steps, host_index, host_count):
+  def __init__(self, examples, *, batch_size, start_step, num_steps, shard):
+    host_index, host_count = shard
     self._examples = examples
     self._local = batch_size // host_count
     self._first = start_step * batch_size + host_index * self._local
@@ -67,73 +73,69 @@ class Stream:
 
 
 def train_stream(
-  source,
+  source: Source,
   *,
-  batch_size,
-  seed,
-  start_step,
-  num_steps,
-  host_index=0,
-  host_count=1,
-  num_workers=0,
-  num_threads=2,
-  place=None,
-  num_placed=2,
-):
+  batch_size: int,
+  seed: int,
+  start_step: int,
+  num_steps: int,
+  shard: tuple[int, int] = (0, 1),
+  num_workers: int = 0,
+  place: Callable[[dict[str, np.ndarray]], Any] | None = None,
+) -> Stream:
   """A Stream of this host's batches for steps [start_step, num_steps).
 
   Args:
     source: random access to {"image", "label"}.
-    batch_size: of the global batch; divisible by host_count.
+    batch_size: of the global batch; divisible by the number of hosts.
     seed: of the permutations, one an epoch.
     start_step: batches to skip: completed updates, when resuming.
     num_steps: the step to stop before.
-    host_index: which share of the batch, of host_count equal ones.
-    host_count: number of hosts.
+    shard: (host_index, host_count): which share of the batch, of so many equal ones.
     num_workers: processes that read ahead, for sources that need more than one process can decode;
       0: threads of this one.
-    num_threads: that read ahead, in each process.
     place: what is done with each batch before it is handed out, ahead and in a thread: putting it
       on devices.
-    num_placed: how many batches ahead.
 
   Yields:
     {"image": uint8 [b,H,W,C], "label": int32 [b], "index": uint32 [b]}, b = batch_size /
     host_count; `index` is the example's position in the stream, from which its noise is drawn.
+
+  Raises:
+    UserError: the hosts cannot share the batch equally.
   """
-  if batch_size % host_count:
-    raise UserError(f"train.batch_size {batch_size} is not divisible by {host_count} hosts.")
+  if batch_size % shard[1]:
+    raise UserError(f"train.batch_size {batch_size} is not divisible by {shard[1]} hosts.")
   examples = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
   batches = _Batches(
-    examples,
-    batch_size=batch_size,
-    start_step=start_step,
-    num_steps=num_steps,
-    host_index=host_index,
-    host_count=host_count,
+    examples, batch_size=batch_size, start_step=start_step, num_steps=num_steps, shard=shard
   )
-  options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=4 * num_threads)
+  options = grain.ReadOptions(num_threads=NUM_THREADS, prefetch_buffer_size=4 * NUM_THREADS)
   stream = grain.MapDataset.source(batches).to_iter_dataset(options)
   if num_workers:
-    if (
-      not flags.FLAGS.is_parsed()
-    ):  # grain's processes read absl's flags, which a caller that is no absl program has not
-      flags.FLAGS.mark_as_parsed()
-    # whole batches are what the workers share out, and grain hands them on in order: the stream is
-    # the same. They come through pipes: shared memory is small in containers, and a worker that
-    # ends at the wrong moment leaves its block there
-    stream = grain.experimental.WithOptionsIterDataset(
-      stream, grain.experimental.DatasetOptions(min_shm_size=sys.maxsize)
-    )
-    stream = stream.mp_prefetch(
-      grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=2),
-      _leave_interrupts,
-    )
+    stream = _in_processes(stream, num_workers)
   if place is not None:
     stream = grain.experimental.ThreadPrefetchIterDataset(
-      stream.map(place), prefetch_buffer_size=num_placed
+      stream.map(place), prefetch_buffer_size=NUM_PLACED
     )
   return Stream(iter(stream))
+
+
+def _in_processes(stream, num_workers):
+  """The same stream, its batches made by so many processes."""
+  # grain's processes read absl's flags, which a caller that is no absl program has not parsed
+  if not flags.FLAGS.is_parsed():
+    flags.FLAGS.mark_as_parsed()
+  # whole batches are what the workers share out, and grain hands them on in order: the stream is
+  # the same. They come through pipes: shared memory is small in containers, and a worker that
+  # ends at the wrong moment leaves its block there
+  stream = grain.experimental.WithOptionsIterDataset(
+    stream, grain.experimental.DatasetOptions(min_shm_size=sys.maxsize)
+  )
+  return stream.mp_prefetch(
+    grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=2),
+    _leave_interrupts,
+  )
 
 
 def _leave_interrupts(*_):

@@ -3,9 +3,11 @@ sets, TFDS, synthetic images.
 """
 
 import dataclasses
+import hashlib
+import json
 import logging
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -29,17 +31,37 @@ class Source(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-  """A labelled image set, split for training and for evaluation references."""
+  """A labelled image set, split for training and for evaluation references.
+
+  Attributes:
+    name: for people and file names; it may change with the folder's.
+    train, heldout: the splits.
+    class_names: by label.
+    image_shape: (H, W, C).
+    content: JSON-able facts by which other images are told from these, whatever the place they are
+      read from.
+  """
 
   name: str
   train: Source
   heldout: Source
   class_names: tuple[str, ...]
   image_shape: tuple[int, int, int]
+  content: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   @property
-  def num_classes(self):
+  def num_classes(self) -> int:
     return len(self.class_names)
+
+  @property
+  def identity(self) -> dict[str, Any]:
+    """What the data are, as JSON values, equal wherever and under whatever name they lie."""
+    return {
+      "class_names": [str(name) for name in self.class_names],
+      "image_shape": [int(side) for side in self.image_shape],
+      "num_images": {"train": len(self.train), "heldout": len(self.heldout)},
+      "content": dict(self.content),
+    }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,6 +201,7 @@ def folder(config):
     read,
     class_names=given.class_names,
     image_shape=(config.resolution, config.resolution, 3),
+    content={"files": {name: part.fingerprint() for name, part in given.splits.items()}},
   )
 
 
@@ -212,12 +235,14 @@ def prepared(config):
   """
   path, manifest = _open_manifest(config)
   read = {name: records.open_split(path, manifest, name) for name in manifest["splits"]}
+  written = {name: manifest[name] for name in ("splits", "labels_sha256")}  # hashes of its files
   return make_dataset(
     config,
     manifest["name"],
     read,
     class_names=tuple(manifest["class_names"]),
     image_shape=tuple(manifest["image_shape"]),
+    content={"records": hashlib.sha256(json.dumps(written, sort_keys=True).encode()).hexdigest()},
   )
 
 
@@ -251,10 +276,11 @@ def from_tfds(config):
     splits,
     class_names=class_names,
     image_shape=(config.resolution, config.resolution, 3),
+    content={"tfds": name},
   )
 
 
-def make_dataset(config, name, splits, *, class_names, image_shape):
+def make_dataset(config, name, splits, *, class_names, image_shape, content):
   """The Dataset of {"train": a source with `labels`, perhaps others}: the first other is held out,
   or a share of "train".
   """
@@ -264,7 +290,7 @@ def make_dataset(config, name, splits, *, class_names, image_shape):
   else:
     rows = split(splits["train"].labels, fraction=config.heldout_fraction, seed=config.split_seed)
     train, heldout = (Rows(splits["train"], some) for some in rows)
-  return Dataset(name, train, heldout, class_names, image_shape)
+  return Dataset(name, train, heldout, class_names, image_shape, content)
 
 
 def check_square(config):

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,6 +15,7 @@ from cfg.base import checkpoint, sharding, trees
 from cfg.base import config as config_lib
 from cfg.base.config import ConfigDict
 from cfg.base.errors import UserError, nearest
+from cfg.data.sources import Dataset
 from cfg.guidance import MAIN, EpsFn
 from cfg.inference import program
 from cfg.interop import weights
@@ -85,7 +86,55 @@ def load_networks(
     UserError: as `load_network`, and a guide that is not for the same images.
   """
   main = load_network(workdir, config=config, mesh=mesh, ema=ema)
-  return {MAIN: main, **load_guides(config, mesh=mesh, main=main)}
+  guides = load_guides(
+    config, mesh=mesh, class_names=main.class_names, image_shape=main.image_shape
+  )
+  return {MAIN: main, **guides}
+
+
+def load_guides(
+  config: ConfigDict, *, mesh: Mesh, class_names: Sequence[str], image_shape: tuple[int, int, int]
+) -> dict[str, Network]:
+  """{role: Network} of the networks that guide one of these classes and images."""
+  guides = {}
+  for role in program.roles(config)[1:]:
+    path, ema = config.guidance[role], config.guidance[f"{role}_ema"]
+    guides[role] = load_network(path, mesh=mesh, ema=ema)
+    name = f"guidance.{role} is {path!r}, a network of"
+    check_guide(guides[role], name, class_names=class_names, image_shape=image_shape)
+    check_levels(guides[role], f"guidance.{role}", config=config)
+  return guides
+
+
+def check_guide(
+  guide: Network, name: str, *, class_names: Sequence[str], image_shape: tuple[int, int, int]
+) -> None:
+  """Raise UserError unless `guide` takes such images and classes."""
+  if guide.image_shape != tuple(image_shape):
+    size = lambda shape: "x".join(map(str, shape))
+    raise UserError(
+      f"{name} {size(guide.image_shape)} images, but the one it guides makes {size(image_shape)}: "
+      "give one that was trained on the same images."
+    )
+  if guide.model.class_rows != 0 and guide.class_names != tuple(class_names):
+    several = lambda names: f"{len(names)}: {', '.join(names[:3])}, ..."
+    raise UserError(
+      f"{name} other classes ({several(guide.class_names)}) than the one it guides "
+      f"({several(class_names)}): give one of the same classes in the same order, or one without "
+      "classes."
+    )
+
+
+def check_levels(guide: Network, name: str, *, config: ConfigDict) -> None:
+  """Raise UserError if `guide` would be asked at levels that it was not trained at."""
+  _, _, logsnr = program.make_sampler(config)
+  ends = guide.config.schedule
+  if logsnr[0] < np.float32(ends.logsnr_min) or logsnr[-1] > np.float32(ends.logsnr_max):
+    raise UserError(
+      f"{name} was trained at log-SNR from {ends.logsnr_min:g} to {ends.logsnr_max:g}, but is "
+      f"asked from {logsnr[0]:g} to {logsnr[-1]:g}: set sampler.logsnr_min and sampler.logsnr_max "
+      "within its range."
+    )
 
 
 def make_program(config: ConfigDict, networks: Mapping[str, Network]) -> program.Program:
@@ -112,6 +161,17 @@ def program_of_model(
   )
 
 
+def prepare(
+  config: ConfigDict, model: unet.UNet, *, dataset: Dataset, mesh: Mesh
+) -> tuple[program.Program, dict[str, Any]]:
+  """The Program of a model in training on `dataset`, and the parameters of what guides it."""
+  guides = load_guides(
+    config, mesh=mesh, class_names=dataset.class_names, image_shape=dataset.image_shape
+  )
+  drawing = program_of_model(config, model, image_shape=dataset.image_shape, guides=guides)
+  return drawing, parameters(guides)
+
+
 def parameters(networks: Mapping[str, Network]) -> dict[str, Any]:
   """{role: parameters}, as Generator takes them."""
   return {role: network.params for role, network in networks.items()}
@@ -124,44 +184,6 @@ def facts(networks: Mapping[str, Network]) -> dict[str, Any]:
     for role, network in networks.items()
     for name, value in network.facts.items()
   }
-
-
-def load_guides(
-  config: ConfigDict, *, mesh: Mesh, main: Network | None = None
-) -> dict[str, Network]:
-  """{role: Network} of the networks besides MAIN; where `main` is given they must suit it."""
-  guides = {}
-  for role in program.roles(config)[1:]:
-    path, ema = config.guidance[role], config.guidance[f"{role}_ema"]
-    guides[role] = load_network(path, mesh=mesh, ema=ema)
-    if main is not None:
-      check_guide(guides[role], main=main, config=config, name=f"guidance.{role}")
-  return guides
-
-
-def check_guide(guide: Network, *, main: Network, config, name: str) -> None:
-  """Raise UserError unless `guide` takes the images, classes and levels of `main`."""
-  if guide.image_shape != main.image_shape:
-    size = lambda network: "x".join(map(str, network.image_shape))
-    raise UserError(
-      f"{name} is {config.guidance[program.GUIDE]!r}, a network of {size(guide)} images, but the "
-      f"one it guides makes {size(main)}: give one that was trained on the same images."
-    )
-  if guide.model.class_rows != 0 and guide.class_names != main.class_names:
-    raise UserError(
-      f"{name} is {config.guidance[program.GUIDE]!r}, a network of other classes "
-      f"({len(guide.class_names)}: {', '.join(guide.class_names[:3])}, ...) than the one it guides "
-      f"({len(main.class_names)}: {', '.join(main.class_names[:3])}, ...): give one of the same "
-      "classes in the same order, or one without classes."
-    )
-  _, _, logsnr = program.make_sampler(config)
-  ends = guide.config.schedule
-  if logsnr[0] < np.float32(ends.logsnr_min) or logsnr[-1] > np.float32(ends.logsnr_max):
-    raise UserError(
-      f"{name} was trained at log-SNR from {ends.logsnr_min:g} to {ends.logsnr_max:g}, but is "
-      """{"main/weights_sha256": ...}: what is to be said of each network."""
-      "its range."
-    )
 
 
 def load_network(
@@ -236,6 +258,23 @@ def _from_checkpoint(workdir, ema):
       f"one of them."
     )
   return state["ema"][name], {**meta, "step": step, "ema": name}
+
+
+def check_data(path, *, dataset):
+  """Raise UserError unless the network in the work directory `path` was trained on `dataset`; of a
+  weights file alone, unless it has the data's classes and image shape.
+  """
+  path = pathlib.Path(path)
+  meta = checkpoint.read_meta(path)
+  if meta is not None:
+    config_lib.check_same_data(dataset, meta, workdir=path)
+  elif (path / weights.NAME).is_file():
+    meta = weights.read_meta(path / weights.NAME)
+    if meta["data_name"] == "unknown" and len(meta["class_names"]) == dataset.num_classes:
+      # imported weights know their classes by number alone
+      meta = {**meta, "class_names": dataset.identity["class_names"]}
+    facts = ("class_names", "image_shape")
+    config_lib.check_same_data(dataset, meta, workdir=path, facts=facts)
 
 
 def check_params(params, *, model, image_shape, path):

@@ -218,14 +218,32 @@ def check(config: ConfigDict, strengths: Iterable[float], *, where: str = "w") -
     )
   strengths = list(strengths)
   config_lib.check_conditional(config, strengths)
-  guided = [w for w in strengths if w != 0 or section.rule == "cfg_plus_plus"]
+  strengths = list(strengths)
+  guided = [w for w in strengths if w != 0]
   if guided and not arguments:
     raise UserError(
       f"{where} is {guided[0]:g}, but guidance.rule {section.rule!r} does not guide: use w = 0, or "
       "another rule."
     )
-  if guided and "null_label" in arguments:
-    config_lib.check_guidable(config, guided)
+  if "null_label" not in arguments:
+    config_lib.check_conditional(config, strengths)
+  elif section.rule == "cfg_plus_plus":
+    config_lib.check_guidable(config, [1.0])  # every lambda takes both branches
+  else:
+    config_lib.check_guidable(config, strengths)
+
+
+def usable(config: ConfigDict, strengths: Iterable[float]) -> tuple[float, ...]:
+  """Those strengths that `check` lets pass; for pictures, whose others are left out."""
+
+  def passes(w):
+    try:
+      check(config, [w])
+    except UserError:
+      return False
+    return True
+
+  return tuple(w for w in strengths if passes(w))
 
 
 def _rule_arguments(config) -> set[str]:

@@ -2,16 +2,15 @@
 file with the option DIR.
 """
 
-import ml_collections
-
 from cfg.base import checkpoint
 from cfg.base import config as config_lib
+from cfg.base.config import ConfigDict
 from cfg.base.errors import UserError
 from cfg.base.paths import user_path
 from cfg.interop import weights
 
 
-def get_config(workdir: str) -> ml_collections.ConfigDict:
+def get_config(workdir: str) -> ConfigDict:
   """The config that the network in `workdir` was made with; fields can be overridden as in any
   config.
 

@@ -12,7 +12,7 @@ import math
 import pathlib
 
 from cfg import schedules
-from cfg.base import progress
+from cfg.base import defaults, progress
 from cfg.base.errors import UserError, run_command
 from cfg.base.paths import path_argument
 from cfg.interop import adm_weights, torch_file, weights
@@ -169,53 +169,39 @@ def _model(fields, attn_levels, facts):
 
 def make_config(model, facts):
   """A whole config for sampling and sweeping: the grid's ends are those of the network's own
-  schedule.
+  schedule. What says how a network is trained is not of this one.
   """
   table = schedules.discrete_logsnr(facts.schedule)
-  return {
-    "seed": 0,
-    "cpu_devices": 2,
-    "data": {
-      "name": "folder",
-      "path": "",
-      "resolution": facts.image_size,
-      "recipe": "adm",
-      "num_classes": max(model["class_rows"], 1),
-      "num_images": 0,
-      "heldout_fraction": 0.04,
-      "split_seed": 0,
-    },
-    "model": model,
-    "schedule": {"logsnr_min": float(table[-1]), "logsnr_max": float(table[0])},
-    "train": {"p_uncond": 0.0, "ema_decays": (0.9999,)},
-    "sampler": {
-      "name": "ancestral",
-      "num_steps": 256,
-      "var_interp": 0.3 if facts.image_size <= 64 else 0.2,
-      "clip_x": True,
-    },
-    "sweep": {
-      "w": (0.0,),
-      "num_samples": 50_000,
-      "num_blocks": 5,
-      "batch_size": 64,
-      "seed": 0,
-      "ema": None,
-    },
-    "judge": {
-      "path": "",
-      "ch": 64,
-      "levels": 4,
-      "feature_dim": 256,
-      "dropout": 0.3,
-      "num_steps": 20_000,
-      "batch_size": 256,
-      "learning_rate": 1e-3,
-      "warmup_steps": 500,
-      "weight_decay": 1e-3,
-      "min_accuracy": 0.0,
-    },
-  }
+  return defaults.complete(
+    {
+      "data": {
+        "name": "folder",
+        "resolution": facts.image_size,
+        "recipe": "adm",
+        "num_classes": max(model["class_rows"], 1),
+        "heldout_fraction": 0.04,
+      },
+      "model": model,
+      "schedule": {"logsnr_min": float(table[-1]), "logsnr_max": float(table[0])},
+      "train": {"p_uncond": 0.0, "ema_decays": [0.9999]},
+      "sampler": {
+        "name": "ancestral",
+        "num_steps": 256,
+        "var_interp": 0.3 if facts.image_size <= 64 else 0.2,
+      },
+      "sweep": {"w": [0.0], "num_samples": 50_000, "batch_size": 64},
+      "judge": {
+        "ch": 64,
+        "levels": 4,
+        "feature_dim": 256,
+        "num_steps": 20_000,
+        "batch_size": 256,
+        "learning_rate": 1e-3,
+        "warmup_steps": 500,
+        "min_accuracy": 0.0,
+      },
+    }
+  )
 
 
 def import_checkpoint(checkpoint, workdir, **given):

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from cfg.base import config as config_lib
 from cfg.base import flops, optim, sharding
+from cfg.base.config import ConfigDict
 from cfg.base.errors import UserError
 from cfg.data import sources
 from cfg.models import unet
@@ -18,7 +19,7 @@ from cfg.training.step import TrainStep, state_init
 GB = 1e9
 
 
-def dry_run(config, *, mesh, memory_gb=None):
+def dry_run(config: ConfigDict, *, mesh: jax.sharding.Mesh, memory_gb: float | None = None) -> dict:
   """Compile the training step of `config` on `mesh` and report its cost; nothing is allocated or
   trained.
 
@@ -66,7 +67,8 @@ class Costs:
   """Memory of one device for a config's step, by compiling it for shapes alone."""
 
   def __init__(self, config, *, model, image_shape, mesh):
-    self._mesh, self._image_shape = mesh, image_shape
+    self._mesh = mesh
+    self._image_shape = image_shape
     optimizer = optim.make_optimizer(**config.optimizer)
     init = state_init(config, model=model, optimizer=optimizer, image_shape=image_shape)
     self.state = jax.eval_shape(init, jax.random.key(0))
@@ -101,13 +103,13 @@ class Costs:
     }
     bytes_ = self.state_bytes()
     resident = sum(bytes_.values()) - bytes_["gradients"]
-    temp, peak = 0, 0
+    temp = 0
+    peak = 0
     for _, program in self._step.compile(self.state, batch):
       memory = program.memory_analysis()
       new = memory.output_size_in_bytes - memory.alias_size_in_bytes
-      others = max(
-        0, resident - memory.argument_size_in_bytes
-      )  # of the state, what this program does not see
+      # of the state, what this program does not see
+      others = max(0, resident - memory.argument_size_in_bytes)
       temp = max(temp, memory.temp_size_in_bytes)
       peak = max(peak, memory.argument_size_in_bytes + memory.temp_size_in_bytes + new + others)
     return {"temp": temp, "peak": peak}
@@ -133,7 +135,7 @@ class Costs:
     return 0
 
 
-def device_memory(mesh):
+def device_memory(mesh: jax.sharding.Mesh) -> int:
   """Bytes of one device: what it says, or of a virtual CPU device its share of the machine."""
   stats = mesh.devices.flat[0].memory_stats()
   if stats and stats.get("bytes_limit"):
@@ -141,7 +143,7 @@ def device_memory(mesh):
   return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // mesh.size
 
 
-def table(report):
+def table(report: dict) -> str:
   """The report as text."""
   gb = lambda n: f"{si(n)}B"
   on_cpu = report["backend"].startswith("cpu")
@@ -180,19 +182,24 @@ def table(report):
   ]
   text = "\n".join(f"{name:>18}  {value}" for name, value in rows)
   if on_cpu:
-    text += "\nCompiled for a CPU: temporary memory, peak and what fits are estimates for other chips (there bf16 is computed as bf16). State is exact."
+    text += (
+      "\nCompiled for a CPU: temporary memory, peak and what fits are estimates for other chips "
+      "(there bf16 is computed as bf16). State is exact."
+    )
   return text
 
 
-def si(number):
+def si(number: float) -> str:
   """210057239040 -> "210.1 G"."""
   power = min(4, max(0, (len(str(int(number))) - 1) // 3))
-  return f"{number / 1000**power:.{0 if power == 0 else 3 if number < 10 * 1000**power else 1}f} {['', 'k', 'M', 'G', 'T'][power]}"
+  scaled = number / 1000**power
+  digits = 0 if power == 0 else 3 if scaled < 10 else 1
+  return f"{scaled:.{digits}f} {['', 'k', 'M', 'G', 'T'][power]}"
 
 
-def check(config):
+def check(config: ConfigDict) -> None:
   """Raise UserError if the config cannot be trained at all."""
-  if "optimizer" not in config or "batch_size" not in config.train:
+  if config_lib.class_rows(config) is not None:
     raise UserError(
       "this config is of imported weights, which are not trained: there is no training step to "
       "measure."

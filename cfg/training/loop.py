@@ -3,21 +3,33 @@
 import logging
 import pathlib
 import signal
+from collections.abc import Callable
+from typing import Any
 
 import jax
 from clu import parameter_overview
 
-from cfg.base import checkpoint, files, flops, logs, optim, sharding
+from cfg.base import checkpoint, defaults, files, flops, logs, optim, sharding, trees
 from cfg.base import config as config_lib
+from cfg.base.config import ConfigDict
 from cfg.base.errors import UserError
 from cfg.base.progress import Progress
 from cfg.data import pipeline
+from cfg.data.sources import Dataset
+from cfg.inference import program
 from cfg.interop import weights
 from cfg.models import unet
-from cfg.training import watch
+from cfg.training.heldout import Heldout
+from cfg.training.previews import Previews
+from cfg.training.quick_metrics import QuickMetrics
+from cfg.training.state import TrainState
 from cfg.training.step import TrainStep, make_state
+from cfg.training.step_log import StepLog, due
+from cfg.training.throughput import Throughput
 
 log = logging.getLogger(__name__)
+
+NOTHING_UNLOGGED = {"steps": 0, "sums": {}}
 
 
 class StopRequest:
@@ -43,7 +55,9 @@ class Stopped(UserError):
   """The run was asked to stop, and saved its state."""
 
 
-def train(config, *, dataset, mesh, workdir):
+def train(
+  config: ConfigDict, *, dataset: Dataset, mesh: jax.sharding.Mesh, workdir: str | pathlib.Path
+) -> None:
   """Train until config.train.num_steps, from the newest intact checkpoint if there is one.
 
   Args:
@@ -53,7 +67,8 @@ def train(config, *, dataset, mesh, workdir):
     workdir: gets checkpoints/, metrics.jsonl, tensorboard/, previews/.
 
   Raises:
-    UserError: the work directory holds another config's run, or one that is past num_steps.
+    UserError: settings that cannot be used; the work directory holds the run of another config or
+      of other data, or one that is past num_steps.
     Stopped: SIGTERM or Ctrl-C came; the state was saved.
   """
   workdir = pathlib.Path(workdir)
@@ -64,39 +79,63 @@ def train(config, *, dataset, mesh, workdir):
     )
   check_trainable(config, mesh=mesh)
   sharding.check_batch_size(mesh, "heldout.batch_size", config.heldout.batch_size)
+  meta = checkpoint.read_meta(workdir)
+  if meta is not None:
+    check_continues(config, meta, dataset=dataset, workdir=workdir)
   model = unet.from_config(
     config.model, num_classes=dataset.num_classes, image_shape=dataset.image_shape
   )
   with checkpoint.Checkpoints(workdir, keep=config.train.keep_checkpoints) as checkpoints:
-    meta = checkpoint.read_meta(workdir)
-    if meta is not None:
-      config_lib.check_same_run(config, meta["config"], workdir=workdir)
-      if meta["step"] > config.train.num_steps:
-        raise UserError(
-          f"the work directory {str(workdir)!r} is at step {meta['step']}, past train.num_steps = "
-          f"{config.train.num_steps}. Raise train.num_steps or choose another --workdir."
-        )
-      if meta["step"] == config.train.num_steps and checkpoints.intact(meta["step"]):
-        log.info("training is complete at step %d: %s", meta["step"], workdir / "checkpoints")
-        return
+    num_steps = config.train.num_steps
+    if meta is not None and meta["step"] == num_steps and checkpoints.intact(num_steps):
+      log.info("training is complete at step %d: %s", num_steps, workdir / "checkpoints")
+      return
     _train_from(
       config, model=model, dataset=dataset, mesh=mesh, workdir=workdir, checkpoints=checkpoints
     )
 
 
-def check_trainable(config, *, mesh):
+def check_continues(
+  config: ConfigDict, meta: dict[str, Any], *, dataset: Dataset, workdir: pathlib.Path
+) -> None:
+  """Raise UserError unless a run of `config` on `dataset` can go on from `meta`'s checkpoint."""
+  config_lib.check_same_run(config, meta["config"], workdir=workdir)
+  config_lib.check_same_data(dataset, meta, workdir=workdir)
+  if meta["step"] > config.train.num_steps:
+    raise UserError(
+      f"the work directory {str(workdir)!r} is at step {meta['step']}, past train.num_steps = "
+      f"{config.train.num_steps}. Raise train.num_steps or choose another --workdir."
+    )
+
+
+def check_trainable(config: ConfigDict, *, mesh: jax.sharding.Mesh) -> None:
   """Raise UserError unless the config's training settings can be used on this mesh."""
   train = config.train
-  if train.accumulate < 1:
-    raise UserError(
-      f"train.accumulate is {train.accumulate}: it must be the number of micro-batches of an "
-      f"update, at least 1."
-    )
-  if config.model.class_rows is not None:
+  given = trees.flatten(config_lib.to_json(config), separator=".")
+  for old_name, (new_name, _) in defaults.RENAMED.items():
+    if old_name in given:
+      raise UserError(f"{old_name} is called {new_name} now: change it in the config.")
+  if config_lib.class_rows(config) is not None:
     raise UserError(
       "model.class_rows is set: such a network has no null label, and training here drops labels. "
       "Leave it None."
     )
+  least = {
+    "train.accumulate": (1, "the number of micro-batches of an update, at least 1"),
+    "train.keep_checkpoints": (1, "how many of the newest checkpoints are kept, at least 1"),
+    "train.log_every_steps": (0, "a number of steps, 0 for never"),
+    "train.checkpoint_every_steps": (0, "a number of steps, 0 for the end alone"),
+    "heldout.every_steps": (0, "a number of steps, 0 for never"),
+    "preview.every_steps": (0, "a number of steps, 0 for never"),
+    "watch.every_steps": (0, "a number of steps, 0 for never"),
+  }
+  for name, (lowest, meaning) in least.items():
+    if given[name] < lowest:
+      raise UserError(
+        f"{name} is {given[name]}: it must be {meaning}. Set it with --config.{name}=..."
+      )
+  if config.watch.every_steps:
+    program.check(config, config.watch.w, where="watch.w")
   sharding.check_batch_size(mesh, "train.batch_size", train.batch_size, parts=train.accumulate)
 
 
@@ -107,73 +146,127 @@ def _train_from(config, *, model, dataset, mesh, workdir, checkpoints):
   )
   restored = checkpoints.restore(target=state)
   if restored is not None:
-    step, state, _ = restored
+    step, state, meta = restored
     checkpoints.discard_after(step)
     log.info("continuing at step %d of %d", step, config.train.num_steps)
   else:
     step = 0
-    files.write_text(
-      workdir / "parameters.txt",
-      parameter_overview.get_parameter_overview(state.params, include_stats=False) + "\n",
-    )
-    log.info(
-      "the network has %s parameters, listed in %s",
-      f"{unet.num_params(state.params):,}",
-      workdir / "parameters.txt",
-    )
-
-  watcher = watch.Watcher(config, model=model, dataset=dataset, mesh=mesh, workdir=workdir)
+    meta = {}
+    _describe_network(state, workdir)
+  unlogged = meta.get("unlogged", NOTHING_UNLOGGED)  # no field of earlier versions
+  throughput = make_throughput(config, model=model, image_shape=dataset.image_shape, mesh=mesh)
+  throughput.restore(unlogged)
   step_fn = TrainStep(config, model=model, optimizer=optimizer, mesh=mesh, state=state)
-  stream = pipeline.train_stream(
-    dataset.train,
-    batch_size=config.train.batch_size,
-    seed=config.seed,
-    start_step=step,
-    num_steps=config.train.num_steps,
-    host_index=jax.process_index(),
-    host_count=jax.process_count(),
-    num_workers=config.train.get("data_workers", 0),
-    place=step_fn.place,
-  )
-  progress = Progress("train", total=config.train.num_steps, unit="steps", initial=step)
-  with logs.MetricsLog(workdir, step=step) as metrics_log, progress, stream, StopRequest() as stop:
-    meter = make_meter(config, model=model, image_shape=dataset.image_shape, mesh=mesh)
-    observer = watch.Observer(
-      config.train, watcher=watcher, metrics_log=metrics_log, progress=progress, meter=meter
+  num_steps = config.train.num_steps
+  metrics_log = logs.MetricsLog(workdir, step=step, means_after=step - unlogged["steps"])
+  with metrics_log:
+    watches = make_watches(
+      config, model=model, dataset=dataset, mesh=mesh, workdir=workdir, metrics_log=metrics_log
     )
-    for batch in meter.waiting_for(stream):
-      state, metrics = step_fn(state, batch)
-      step += 1
-      observer(step, state, metrics)
-      if (
-        watch.due(step, config.train.checkpoint_every_steps, config.train.num_steps)
-        or stop.signal is not None
-      ):
-        checkpoints.save(step, state=state, meta=describe(config, dataset=dataset, step=step))
-        observer.skip_time()
-      if stop.signal is not None and step < config.train.num_steps:
-        raise Stopped(
-          f"stopped by signal {stop.signal} after step {step}, which was saved: run the same "
-          f"command to continue."
-        )
+    stream = pipeline.train_stream(
+      dataset.train,
+      batch_size=config.train.batch_size,
+      seed=config.seed,
+      start_step=step,
+      num_steps=num_steps,
+      shard=(jax.process_index(), jax.process_count()),
+      num_workers=config.train.data_workers,
+      place=step_fn.place,
+    )
+    progress = Progress("train", total=num_steps, unit="steps", initial=step)
+    with progress, stream, StopRequest() as stop:
+      step_log = StepLog(
+        every_steps=config.train.log_every_steps,
+        num_steps=num_steps,
+        metrics_log=metrics_log,
+        progress=progress,
+        throughput=throughput,
+      )
+      throughput.skip()
+      for batch in throughput.waiting_for(stream):
+        state, metrics = step_fn(state, batch)
+        step += 1
+        step_log(step, metrics)
+        actions = [act for every_steps, act in watches if due(step, every_steps, num_steps)]
+        if actions:
+          step_log.read()
+          params = averaged(config, state, mesh=mesh)
+          for act in actions:
+            act(params, step)
+          throughput.skip()
+        last = step == num_steps or stop.signal is not None
+        if last or due(step, config.train.checkpoint_every_steps, num_steps):
+          unlogged = step_log.settle(step, last=last)
+          meta = describe(config, dataset=dataset, step=step, unlogged=unlogged)
+          checkpoints.save(step, state=state, meta=meta)
+          throughput.skip()
+        if last and step < num_steps:
+          raise Stopped(
+            f"stopped by signal {stop.signal} after step {step}, which was saved: run the same "
+            f"command to continue."
+          )
 
 
-def make_meter(config, *, model, image_shape, mesh):
-  """The Meter of a run; the model's FLOPs are counted where the chip's peak is known."""
+def make_watches(config, *, model, dataset, mesh, workdir, metrics_log):
+  """[(every_steps, (params, step) -> None)] of what is measured and drawn while training.
+
+  It is all made before the first step: a judge that turns out to be poor, or a file that is not
+  there, must not end a run half-way.
+  """
+  given = dict(model=model, dataset=dataset, mesh=mesh)
+  watches: list[tuple[int, Callable[[Any, int], None]]] = []
+  if config.heldout.every_steps:
+    heldout = Heldout(config, **given)
+    act = lambda params, step: metrics_log.scalars(step, heldout(params))
+    watches.append((config.heldout.every_steps, act))
+  if config.watch.every_steps:
+    quick = QuickMetrics(config, **given, workdir=workdir)
+    act = lambda params, step: metrics_log.scalars(step, quick(params))
+    watches.append((config.watch.every_steps, act))
+  if config.preview.every_steps:
+    previews = Previews(config, **given, workdir=workdir)
+    act = lambda params, step: metrics_log.image(step, "preview", previews(params, step))
+    watches.append((config.preview.every_steps, act))
+  return watches
+
+
+def averaged(config: ConfigDict, state: TrainState, *, mesh) -> Any:
+  """The first moving average, whole on each device, however it is split."""
+  ema_decay = config.train.ema_decays[0]
+  return jax.device_put(state.ema[config_lib.ema_name(ema_decay)], sharding.replicated(mesh))
+
+
+def make_throughput(config, *, model, image_shape, mesh) -> Throughput:
+  """The Throughput of a run; the model's FLOPs are counted where the chip's peak is known."""
   peak = flops.peak(mesh.devices.flat[0].device_kind)
   cost = flops.of_network(model, image_shape=image_shape)[1] if peak else 0
-  return logs.Meter(
+  return Throughput(
     batch_size=config.train.batch_size, num_devices=mesh.size, flops_per_image=cost, peak_flops=peak
   )
 
 
-def describe(config, *, dataset, step):
-  """What a checkpoint says of itself, as JSON values: enough to sample from it without its data."""
+def _describe_network(state, workdir):
+  """Write parameters.txt."""
+  path = workdir / "parameters.txt"
+  overview = parameter_overview.get_parameter_overview(state.params, include_stats=False)
+  files.write_text(path, overview + "\n")
+  log.info(
+    "the network has %s parameters, listed in %s", f"{unet.num_params(state.params):,}", path
+  )
+
+
+def describe(
+  config: ConfigDict, *, dataset: Dataset, step: int, unlogged: dict[str, Any] = NOTHING_UNLOGGED
+) -> dict[str, Any]:
+  """What a checkpoint says of itself, as JSON values: enough to sample from it without its data.
+
+  `unlogged` is of StepLog.settle.
+  """
   return {
     "step": step,
     "stream_position": step * config.train.batch_size,
     "config": config_lib.to_json(config),
     "data_name": dataset.name,
-    "class_names": list(dataset.class_names),
-    "image_shape": list(dataset.image_shape),
+    **dataset.identity,
+    "unlogged": unlogged,
   }

@@ -129,7 +129,8 @@ class TrainStep:
   """
 
   def __init__(self, config, *, model, optimizer, mesh, state):
-    self._mesh, self._parts = mesh, config.train.accumulate
+    self._mesh = mesh
+    self._parts = config.train.accumulate
     self._seed_key = jax.random.key(config.seed)
     settings = dict(
       model=model,
@@ -137,7 +138,8 @@ class TrainStep:
       p_uncond=config.train.p_uncond,
       flip=config.train.flip,
     )
-    whole, rows = sharding.replicated(mesh), sharding.batch_sharding(mesh)
+    whole = sharding.replicated(mesh)
+    rows = sharding.batch_sharding(mesh)
     states = sharding.by_shape(mesh, state)
     totals = (whole, states.params)
     self._step = jax.jit(

@@ -70,9 +70,7 @@ def test_stream_resumes_anywhere(digits, batches):
 @pytest.mark.parametrize("hosts", [2, 4])
 def test_global_batches_do_not_depend_on_hosts(digits, batches, hosts):
   """The hosts' shares, side by side, are the one host's batch in its order."""
-  shares = [
-    stream(digits.train, host_index=h, host_count=hosts, num_steps=50) for h in range(hosts)
-  ]
+  shares = [stream(digits.train, shard=(h, hosts), num_steps=50) for h in range(hosts)]
   for step in (0, 3, 49):
     joined = {
       name: np.concatenate([s[step][name] for s in shares]) for name in ("image", "label", "index")
@@ -91,8 +89,7 @@ def test_worker_processes_change_nothing(digits, batches, host):
     seed=0,
     start_step=17,
     num_steps=60,
-    host_index=host,
-    host_count=2,
+    shard=(host, 2),
     num_workers=3,
     place=lambda batch: (batch, "placed"),
   ) as placed:

@@ -46,13 +46,11 @@ def small_config():
       num_steps=6,
       ema_decays=(0.99, 0.1),
       log_every_steps=2,
-      heldout_every_steps=6,
-      preview_every_steps=6,
       checkpoint_every_steps=3,
     )
   )
-  config.heldout.update(dict(num_images=40, batch_size=20, num_bins=4))
-  config.preview.num_per_class = 1
+  config.heldout.update(dict(every_steps=6, num_images=40, batch_size=20, num_bins=4))
+  config.preview.update(dict(every_steps=6, num_per_class=1))
   config.sampler.num_steps = 4
   config.sweep.update(dict(w=(0.0, 1.0), num_samples=100, num_blocks=2, batch_size=40))
   config.judge.update(dict(num_steps=10, ch=8, feature_dim=8, min_accuracy=0.0))

@@ -46,16 +46,10 @@ def small_config():
   config.data.update(name="synthetic", num_images=120, num_classes=3, heldout_fraction=0.4)
   config.model.update(ch=8, emb_ch=16, norm_groups=4, ch_mult=(1,), attn_resolutions=())
   config.train.update(
-    batch_size=16,
-    num_steps=2,
-    ema_decays=(0.9, 0.1),
-    log_every_steps=2,
-    heldout_every_steps=0,
-    preview_every_steps=0,
-    checkpoint_every_steps=2,
+    batch_size=16, num_steps=2, ema_decays=(0.9, 0.1), log_every_steps=2, checkpoint_every_steps=2
   )
-  config.heldout.update(num_images=16, batch_size=16, num_bins=2)
-  config.preview.update(num_classes=1, num_per_class=1, w=(0.0,))
+  config.heldout.update(every_steps=2, num_images=16, batch_size=16, num_bins=2)
+  config.preview.update(every_steps=2, num_classes=1, num_per_class=1, w=(0.0,))
   config.sampler.num_steps = 3
   config.sweep.update(w=(0.0, 1.0), num_samples=60, num_blocks=2, batch_size=16)
   config.judge.update(num_steps=3, ch=4, feature_dim=4, min_accuracy=0.0)

@@ -9,8 +9,8 @@ import pytest
 from cfg.base import images, optim, sharding
 from cfg.data import pipeline
 from cfg.models import unet
+from cfg.training import heldout, previews
 from cfg.training import step as train_step
-from cfg.training import watch
 from configs import digits as digits_config
 
 # the key's bias shifts all of a row's attention logits alike: its gradient is zero but for rounding
@@ -263,18 +263,16 @@ def test_heldout_errors_are_fixed_and_tell_labels_apart(config, digits, mesh1):
   """
   model, _, state = set_up(config, mesh1)
   config.heldout.num_images = 20
-  watcher = watch.Watcher(config, model=model, dataset=digits, mesh=mesh1, workdir=".")
-  first = watcher.heldout(state.params)
-  assert first == watcher.heldout(state.params)
+  measure = heldout.Heldout(config, model=model, dataset=digits, mesh=mesh1)
+  first = measure(state.params)
+  assert first == measure(state.params)
   bins = [v for name, v in first.items() if name.startswith("heldout/loss_cond/")]
   assert len(bins) == config.heldout.num_bins
   assert first["heldout/loss_cond"] == pytest.approx(np.mean(bins))
   assert first["heldout/loss_cond"] != first["heldout/loss_null"]
   # the batch it is computed in does not matter
   config.heldout.batch_size = 7
-  again = watch.Watcher(config, model=model, dataset=digits, mesh=mesh1, workdir=".").heldout(
-    state.params
-  )
+  again = heldout.Heldout(config, model=model, dataset=digits, mesh=mesh1)(state.params)
   for name, value in first.items():
     assert again[name] == pytest.approx(value, rel=1e-4)
 
@@ -293,7 +291,7 @@ def test_heldout_levels_cover_the_schedule(config, mesh1):
     "label": jnp.zeros(30, jnp.int32),
     "index": jnp.arange(30, dtype=jnp.uint32),
   }
-  errors = watch.heldout_errors(
+  errors = heldout.heldout_errors(
     params, batch, jax.random.key(0), model=model, logsnr_fn=lambda u: 20 - 40 * u, num_bins=4
   )
   assert errors.shape == (30, 4, 2)
@@ -302,14 +300,19 @@ def test_heldout_levels_cover_the_schedule(config, mesh1):
 
 
 @pytest.mark.usefixtures("shallow")
-def test_previews_without_label_dropout(config, digits, mesh1, tmp_path):
-  """With p_uncond = 0 there is nothing to mix: the preview shows w = 0, even if the config names
-  other strengths alone.
+def test_previews_show_every_class_at_every_strength(config, digits, mesh1, tmp_path):
+  """A row a class, the strengths side by side; at w = 0 alone one branch of the network is called,
+  and draws what two do.
   """
-  config.train.p_uncond, config.preview.w = 0.0, (1.0, 2.0)
-  config.preview.update(num_classes=2, num_per_class=1)
+  config.preview.update(num_classes=2, num_per_class=3, w=(0.0, 2.0))
   model, _, state = set_up(config, mesh1)
-  sheet = watch.Watcher(config, model=model, dataset=digits, mesh=mesh1, workdir=tmp_path).preview(
-    state.params, 1
+  make = lambda: previews.Previews(
+    config, model=model, dataset=digits, mesh=mesh1, workdir=tmp_path
   )
-  assert sheet.ndim == 3 and (tmp_path / "previews" / "step_00000001.png").exists()
+  both = make()(state.params, 1)
+  config.preview.w = (0.0,)
+  unguided = make()(state.params, 2)
+  factor = unguided.shape[0] // (2 * 8)
+  assert both.shape[1] == 2 * unguided.shape[1] + 4 * factor
+  difference = np.abs(both[:, : unguided.shape[1]].astype(int) - unguided)
+  assert difference.max() <= 1 and (tmp_path / "previews" / "step_00000001.png").exists()
