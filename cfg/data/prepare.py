@@ -13,6 +13,7 @@ import logging
 import multiprocessing
 import os
 import sys
+from collections.abc import Sequence
 
 import numpy as np
 import threadpoolctl
@@ -74,7 +75,16 @@ def _finished(path):
   return note if records.sha256(path) == note["sha256"] else None
 
 
-def prepare(source, out, *, resolution, recipe="area", name=None, workers=1, max_rejected=0.01):
+def prepare(
+  source: str | os.PathLike,
+  out: str | os.PathLike,
+  *,
+  resolution: int,
+  recipe: str = "area",
+  name: str | None = None,
+  workers: int = 1,
+  max_rejected: float = 0.01,
+) -> dict:
   """Make the prepared data set `out` of the images at `source`; see the module's docstring.
 
   Args:
@@ -246,7 +256,7 @@ def _finish(out, plan, tasks, given, max_rejected):
   return manifest
 
 
-def report(manifest):
+def report(manifest: dict) -> str:
   """What was made and what was left out, as text."""
   lines = [list_classes(manifest["class_names"], most=MOST_SHOWN)]
   for split, about in manifest["splits"].items():
@@ -271,7 +281,7 @@ def report(manifest):
   return "\n".join(lines)
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
   """The command line."""
   parser = argparse.ArgumentParser(
     prog="python -m cfg.data.prepare",

@@ -116,7 +116,7 @@ class Rows:
     return self.source[int(self.rows[i])]
 
 
-def load(config):
+def load(config) -> Dataset:
   """The Dataset that `config`, the config's section data, names.
 
   Raises:
@@ -132,7 +132,7 @@ def load(config):
   return dataset
 
 
-def shape(config):
+def shape(config) -> tuple[int, tuple[int, int, int]]:
   """(num_classes, image_shape) of what `load` would give; no image is read, and no file
   where data.num_classes says how many classes there are.
   """
@@ -185,7 +185,7 @@ def digits(config):
   )
 
 
-def folder(config):
+def folder(config) -> Dataset:
   """`path/<class>/<image>`, or what else data.preparing.inputs finds in a folder, read as it is:
   images RGB, `resolution` square.
   """
@@ -229,7 +229,7 @@ def _open_folder(config):
   return given
 
 
-def prepared(config):
+def prepared(config) -> Dataset:
   """What python -m cfg.data.prepare made in `path`; a part of it is held out where it has no split
   for that.
   """
