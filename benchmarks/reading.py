@@ -61,6 +61,7 @@ def make_images(root):
 
 def open_store(root, store):
   """The images as one of our sources."""
+  from cfg.data import dataset as dataset_lib
   from cfg.data import records, sources
   from configs import digits
 
@@ -71,7 +72,7 @@ def open_store(root, store):
   source = records.open_split(root / "records", records.read_manifest(root / "records"), "train")
   if store == "memory":
     rows = [source[i] for i in range(len(source))]
-    return sources.ArraySource(
+    return dataset_lib.ArraySource(
       np.stack([row["image"] for row in rows]), np.asarray([row["label"] for row in rows])
     )
   return source

@@ -33,7 +33,7 @@ INSIDE = {
     "arrays"
   ),
   "models": "unet classifier; backbone; layers; inception judge cifar_resnet",
-  "data": "prepare pipeline; sources; tfds; preparing; records recipes decode synthetic",
+  "data": "prepare pipeline; sources; tfds; preparing; records recipes decode synthetic dataset",
   "data.preparing": "inputs; class_folders; cifar10 dataset_json imagenet; trees; parts layout",
   "metrics": "summary reference; scores pairwise; statistics; metric",
   "base": (

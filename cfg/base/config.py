@@ -199,7 +199,7 @@ def check_same_data(
   """Raise UserError if the network in `workdir` was trained on other data than `dataset`.
 
   Args:
-    dataset: data.sources.Dataset.
+    dataset: data.dataset.Dataset.
     meta: of the checkpoint or weights file; what it does not tell is not compared.
     workdir: for the message.
     facts: of Dataset.identity that must agree.

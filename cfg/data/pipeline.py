@@ -15,7 +15,7 @@ import numpy as np
 from absl import flags
 
 from cfg.base.errors import UserError
-from cfg.data.sources import Rows, Source
+from cfg.data.dataset import Rows, Source
 
 NUM_THREADS = 2  # that read ahead, in each process
 NUM_PLACED = 2  # batches that are on the devices ahead

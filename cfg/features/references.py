@@ -49,7 +49,7 @@ def measure_all(
   Args:
     config: the whole config.
     settings: of the sweep; num_samples and batch_size are used.
-    dataset: data.sources.Dataset.
+    dataset: data.dataset_lib.Dataset.
     extractors: from select.extractors.
     mesh: from sharding.make_mesh.
     workdir: of the run.
@@ -119,7 +119,7 @@ def check(config, settings, *, dataset, extractors: Iterable[Extractor]) -> None
   Args:
     config: the whole config.
     settings: of the sweep; num_samples and allow_few are used.
-    dataset: data.sources.Dataset.
+    dataset: data.dataset_lib.Dataset.
     extractors: from select.outlines.
   """
   for extractor in extractors:

@@ -15,7 +15,7 @@ from cfg.base import checkpoint, sharding, trees
 from cfg.base import config as config_lib
 from cfg.base.config import ConfigDict
 from cfg.base.errors import UserError, nearest
-from cfg.data.sources import Dataset
+from cfg.data.dataset import Dataset
 from cfg.guidance import MAIN, EpsFn
 from cfg.inference import program
 from cfg.interop import weights

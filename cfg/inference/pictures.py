@@ -27,7 +27,11 @@ def parse_strength(*, w: float | None, scale: float | None) -> float:
     raise UserError(
       f"--w={w:g} and --scale={scale:g} were given together: give one of them (scale = 1 + w)."
     )
-  strength = 1.0 if w is None and scale is None else w if scale is None else scale - 1.0
+  strength = 1.0
+  if w is not None:
+    strength = w
+  elif scale is not None:
+    strength = scale - 1.0
   if not math.isfinite(strength) or strength < -1:
     raise UserError(
       f"the guidance strength is w = {strength:g} (scale = {1 + strength:g}): it must be finite "

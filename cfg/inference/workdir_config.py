@@ -17,13 +17,13 @@ def get_config(workdir: str) -> ConfigDict:
   Raises:
     UserError: there is no network.
   """
-  workdir = user_path(workdir, name="--workdir")
-  meta = checkpoint.read_meta(workdir)
-  if meta is None and (workdir / weights.NAME).is_file():
-    meta = weights.read_meta(workdir / weights.NAME)
+  folder = user_path(workdir, name="--workdir")
+  meta = checkpoint.read_meta(folder)
+  if meta is None and (folder / weights.NAME).is_file():
+    meta = weights.read_meta(folder / weights.NAME)
   if meta is None:
     raise UserError(
-      f"there is no network in {str(workdir)!r}: give a config, --config=configs/digits.py for "
+      f"there is no network in {str(folder)!r}: give a config, --config=configs/digits.py for "
       f"example, or the --workdir of a trained model."
     )
   return config_lib.from_json(meta["config"])

@@ -36,7 +36,7 @@ class Report:
     metrics: that the rows have, or some of them.
     about: the provenance that all rows share.
     real: rows of real images judged the same way.
-    dataset: data.sources.Dataset.
+    dataset: data.dataset.Dataset.
     paper: the config's section of published numbers, or None.
   """
 

@@ -19,7 +19,7 @@ from cfg.base import files, sharding
 from cfg.base.config import ConfigDict
 from cfg.base.errors import UserError
 from cfg.base.progress import Progress
-from cfg.data.sources import Dataset
+from cfg.data.dataset import Dataset
 from cfg.features import references, select
 from cfg.features.extractor import Extractor
 from cfg.features.references import Measured
@@ -83,7 +83,7 @@ def report(
   workdir: pathlib.Path,
 ) -> dict[str, Any]:
   """Write what finished rows say, unless it is there; the content of sweep.json."""
-  rows = [variant.row(w) for variant in variants for w in settings.w]
+  rows = [variant.finished(w) for variant in variants for w in settings.w]
   content = table.read(workdir)
   if (
     content is not None
@@ -96,7 +96,7 @@ def report(
   real = summary.of_reference(measured.heldout, metrics=metrics, train=measured.train)
   series = [
     page.Series(
-      rows=[variant.row(w) for w in settings.w],
+      rows=[variant.finished(w) for w in settings.w],
       pictures={w: files.read_npz(variant.path(w, ".npz"))["images"] for w in settings.w},
     )
     for variant in variants
@@ -140,7 +140,7 @@ def draw_missing(
           ),
         )
         keep_row(variant, w, values, pictures, calls=calls)
-        log.info("%s", table.one_line(variant.row(w), measured.extractor.metrics))
+        log.info("%s", table.one_line(variant.finished(w), measured.extractor.metrics))
         done += settings.num_samples * sum(calls.values())
 
 

@@ -51,6 +51,12 @@ class Variant:
       return None
     return json.loads(path.read_text(encoding="utf-8"))
 
+  def finished(self, w: float) -> dict[str, Any]:
+    """The row of strength w, which is there."""
+    row = self.row(w)
+    assert row is not None, w
+    return row
+
 
 def combinations(config: ConfigDict) -> Iterator[tuple[ConfigDict, float | None]]:
   """(config of one sampler, decay of the average) for each combination of the sweep's axes.

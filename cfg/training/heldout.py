@@ -11,7 +11,7 @@ from cfg import losses, schedules
 from cfg.base import images, sharding
 from cfg.base.config import ConfigDict
 from cfg.data import pipeline
-from cfg.data.sources import Dataset
+from cfg.data.dataset import Dataset
 from cfg.models import unet
 
 
@@ -55,7 +55,7 @@ class Heldout:
   Args:
     config: the whole config; `heldout` and `schedule` are used.
     model: a UNet.
-    dataset: data.sources.Dataset.
+    dataset: data.dataset_lib.Dataset.
     mesh: from sharding.make_mesh.
   """
 

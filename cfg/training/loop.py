@@ -15,7 +15,7 @@ from cfg.base.config import ConfigDict
 from cfg.base.errors import UserError
 from cfg.base.progress import Progress
 from cfg.data import pipeline
-from cfg.data.sources import Dataset
+from cfg.data.dataset import Dataset
 from cfg.inference import program
 from cfg.interop import weights
 from cfg.models import unet
@@ -62,7 +62,7 @@ def train(
 
   Args:
     config: the whole config.
-    dataset: data.sources.Dataset.
+    dataset: data.dataset_lib.Dataset.
     mesh: from sharding.make_mesh.
     workdir: gets checkpoints/, metrics.jsonl, tensorboard/, previews/.
 

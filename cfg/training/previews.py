@@ -8,7 +8,7 @@ import numpy as np
 
 from cfg.base import images, sharding
 from cfg.base.config import ConfigDict
-from cfg.data.sources import Dataset
+from cfg.data.dataset import Dataset
 from cfg.guidance import MAIN
 from cfg.inference import network, program
 from cfg.inference.generator import Generator
@@ -21,7 +21,7 @@ class Previews:
   Args:
     config: the whole config.
     model: a UNet.
-    dataset: data.sources.Dataset.
+    dataset: data.dataset.Dataset.
     mesh: from sharding.make_mesh.
     workdir: gets previews/step_*.png.
   """

@@ -8,7 +8,7 @@ import numpy as np
 
 from cfg.base import sharding
 from cfg.base.config import ConfigDict
-from cfg.data.sources import Dataset
+from cfg.data.dataset import Dataset
 from cfg.features import references, select
 from cfg.guidance import MAIN
 from cfg.inference import network
@@ -24,7 +24,7 @@ class QuickMetrics:
   Args:
     config: the whole config; `watch` says how many samples, at which strengths.
     model: a UNet.
-    dataset: data.sources.Dataset.
+    dataset: data.dataset.Dataset.
     mesh: from sharding.make_mesh.
     workdir: what real images gave is kept in it, as by a sweep.
 

@@ -15,6 +15,7 @@ import tensorflow_datasets as library
 from tfds_sets import CIFAR10, LABEL, PROGRAM, encoded, encoded_file, make, pixels, real, rows
 
 from cfg.base.errors import UserError
+from cfg.data import dataset as dataset_lib
 from cfg.data import decode, pipeline, recipes, sources, tfds
 from cfg.data.preparing import imagenet
 from cfg.training import loop
@@ -136,7 +137,7 @@ def test_the_stream_is_the_same_by_threads_and_processes(load, tmp_path, workers
   batches = lambda images, **kw: pipeline.train_stream(
     images, batch_size=8, seed=0, start_step=0, num_steps=6, **kw
   )
-  array = sources.ArraySource(
+  array = dataset_lib.ArraySource(
     np.stack([row["image"] for row in alone]), np.asarray([row["label"] for row in alone], np.int32)
   )
   with batches(source, num_workers=workers) as got, batches(array) as expected:

@@ -15,7 +15,7 @@ from torch_files import write_torch
 
 from cfg.base import files, sharding, trees
 from cfg.base.errors import UserError
-from cfg.data import sources
+from cfg.data import dataset as dataset_lib
 from cfg.features import cifar_resnet as cifar_resnet_extractor
 from cfg.features import judge_files
 from cfg.features.placed import PlacedExtractor
@@ -85,7 +85,7 @@ def test_the_published_networks_themselves(name, depth, correct, mesh1):
   )
   assert (
     PlacedExtractor(extractor, mesh1).accuracy(
-      sources.ArraySource(images[:1000], labels[:1000]), batch_size=250
+      dataset_lib.ArraySource(images[:1000], labels[:1000]), batch_size=250
     )
     == correct / 1000
   )
@@ -198,15 +198,15 @@ def test_other_files_are_refused(npz, tmp_path):
 
 def dataset_of(labels, **changes):
   """The golden images as the held-out split, two of them to train on."""
-  source = sources.ArraySource(golden.images(), np.asarray(labels, np.int32))
+  source = dataset_lib.ArraySource(golden.images(), np.asarray(labels, np.int32))
   fields = dict(
     name="tiny",
-    train=sources.Rows(source, np.arange(2)),
+    train=dataset_lib.Rows(source, np.arange(2)),
     heldout=source,
     class_names=tuple("abcdefghij"),
     image_shape=(32, 32, 3),
   )
-  return sources.Dataset(**{**fields, **changes})
+  return dataset_lib.Dataset(**{**fields, **changes})
 
 
 def dim(config):

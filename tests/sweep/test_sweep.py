@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from cfg.base.errors import UserError
-from cfg.data import sources
+from cfg.data import dataset as dataset_lib
 from cfg.inference import generator, pictures
 from cfg.report import page, table
 from cfg.sweep import provenance, run, variant
@@ -251,7 +251,7 @@ def test_samples_make_equal_blocks_of_balanced_labels(num_classes, asked, got, m
 def test_too_few_images_are_told_before_training(digits, mesh1):
   """The sweep's check needs no network: fewer training images than features are refused at once."""
   config = small_config()
-  few = dataclasses.replace(digits, train=sources.Rows(digits.train, np.arange(8)))
+  few = dataclasses.replace(digits, train=dataset_lib.Rows(digits.train, np.arange(8)))
   with pytest.raises(UserError, match="8 images of the training split .*fid \\(8\\)"):
     run.check(config, dataset=few, mesh=mesh1)
 

@@ -12,6 +12,7 @@ import pytest
 from cfg import evaluate
 from cfg.base import files
 from cfg.base.errors import UserError
+from cfg.data import dataset as dataset_lib
 from cfg.data import sources
 from cfg.features import extractor as extractor_lib
 from cfg.features import references, select
@@ -572,7 +573,7 @@ def test_too_few_held_out_images_are_told_before_training(stand_in, data, mesh1,
   samples were drawn.
   """
   config = small_config()
-  few = dataclasses.replace(data, heldout=sources.Rows(data.heldout, np.arange(count)))
+  few = dataclasses.replace(data, heldout=dataset_lib.Rows(data.heldout, np.arange(count)))
   with pytest.raises(
     UserError, match=f"{count} images of the held-out split are too few.*Hold out"
   ):
