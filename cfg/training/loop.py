@@ -140,24 +140,18 @@ def check_trainable(config: ConfigDict, *, mesh: jax.sharding.Mesh) -> None:
 
 
 def _train_from(config, *, model, dataset, mesh, workdir, checkpoints):
+  """Train from the newest intact checkpoint, or from the start."""
   optimizer = optim.make_optimizer(**config.optimizer)
   state = make_state(
     config, model=model, optimizer=optimizer, image_shape=dataset.image_shape, mesh=mesh
   )
-  restored = checkpoints.restore(target=state)
-  if restored is not None:
-    step, state, meta = restored
-    checkpoints.discard_after(step)
-    log.info("continuing at step %d of %d", step, config.train.num_steps)
-  else:
-    step = 0
-    meta = {}
-    _describe_network(state, workdir)
-  unlogged = meta.get("unlogged", NOTHING_UNLOGGED)  # no field of earlier versions
+  num_steps = config.train.num_steps
+  step, state, unlogged = _restore(
+    state, checkpoints=checkpoints, workdir=workdir, num_steps=num_steps
+  )
   throughput = make_throughput(config, model=model, image_shape=dataset.image_shape, mesh=mesh)
   throughput.restore(unlogged)
   step_fn = TrainStep(config, model=model, optimizer=optimizer, mesh=mesh, state=state)
-  num_steps = config.train.num_steps
   metrics_log = logs.MetricsLog(workdir, step=step, means_after=step - unlogged["steps"])
   with metrics_log:
     watches = make_watches(
@@ -174,24 +168,23 @@ def _train_from(config, *, model, dataset, mesh, workdir, checkpoints):
       place=step_fn.place,
     )
     progress = Progress("train", total=num_steps, unit="steps", initial=step)
+    step_log = StepLog(
+      every_steps=config.train.log_every_steps,
+      metrics_log=metrics_log,
+      progress=progress,
+      throughput=throughput,
+    )
     with progress, stream, StopRequest() as stop:
-      step_log = StepLog(
-        every_steps=config.train.log_every_steps,
-        num_steps=num_steps,
-        metrics_log=metrics_log,
-        progress=progress,
-        throughput=throughput,
-      )
       throughput.skip()
       for batch in throughput.waiting_for(stream):
         state, metrics = step_fn(state, batch)
         step += 1
         step_log(step, metrics)
-        actions = [act for every_steps, act in watches if due(step, every_steps, num_steps)]
-        if actions:
+        acts = [act for every_steps, act in watches if due(step, every_steps, num_steps)]
+        if acts:
           step_log.read()
           params = averaged(config, state, mesh=mesh)
-          for act in actions:
+          for act in acts:
             act(params, step)
           throughput.skip()
         last = step == num_steps or stop.signal is not None
@@ -205,6 +198,22 @@ def _train_from(config, *, model, dataset, mesh, workdir, checkpoints):
             f"stopped by signal {stop.signal} after step {step}, which was saved: run the same "
             f"command to continue."
           )
+
+
+def _restore(state, *, checkpoints, workdir, num_steps):
+  """(step, state, unlogged) of the newest intact checkpoint; where there is none, of the start.
+
+  `unlogged` is of StepLog.settle.
+  """
+  restored = checkpoints.restore(target=state)
+  if restored is None:
+    _describe_network(state, workdir)
+    return 0, state, NOTHING_UNLOGGED
+  step, state, meta = restored
+  checkpoints.discard_after(step)
+  log.info("continuing at step %d of %d", step, num_steps)
+  # earlier versions kept no sums
+  return step, state, meta.get("unlogged", NOTHING_UNLOGGED)
 
 
 def make_watches(config, *, model, dataset, mesh, workdir, metrics_log):

@@ -1,5 +1,6 @@
 """Pictures of the same noises while a network trains."""
 
+import functools
 import pathlib
 from typing import Any
 
@@ -35,8 +36,9 @@ class Previews:
     mesh: jax.sharding.Mesh,
     workdir: str | pathlib.Path,
   ) -> None:
-    # a network without label dropout has nothing to mix
-    self._strengths = program.usable(config, config.preview.w) or (0.0,)
+    # without label dropout there is nothing to mix, and with nothing else only w = -1
+    usable = functools.partial(program.usable, config)
+    self._strengths = usable(config.preview.w) or usable((0.0, -1.0))
     self._seed = config.seed
     self._side = dataset.image_shape[0]
     self._folder = pathlib.Path(workdir) / "previews"

@@ -22,7 +22,6 @@ class StepLog:
 
   Args:
     every_steps: steps from one record to the next; 0: no records.
-    num_steps: the last step.
     metrics_log: logs.MetricsLog.
     progress: logs.Progress.
     throughput: Throughput.
@@ -32,13 +31,11 @@ class StepLog:
     self,
     *,
     every_steps: int,
-    num_steps: int,
     metrics_log: logs.MetricsLog,
     progress: logs.Progress,
     throughput: Throughput,
   ) -> None:
     self._every_steps = every_steps
-    self._num_steps = num_steps
     self._metrics_log = metrics_log
     self._progress = progress
     self._throughput = throughput
