@@ -143,6 +143,16 @@ def test_zero_is_never(run):
   assert not due(4, 0, 4) and due(4, 3, 4) and due(3, 3, 4) and not due(2, 3, 4)
 
 
+def test_steps_come_before_what_is_measured_after_them(run, config, monkeypatch):
+  """A step's record is written before the held-out errors of that step, at the end too."""
+  monkeypatch.setattr(loop, "Heldout", lambda *_, **__: lambda params: {"heldout/loss_cond": 1.0})
+  config.heldout.every_steps = 2
+  _, records = run(log_every_steps=2, num_steps=5)
+  kinds = [(record["step"], "loss" in record) for record in records]
+  assert kinds == [(step, kind) for step in (2, 4, 5) for kind in (True, False)]
+  check_records([record for record in records if "loss" in record], 5)
+
+
 def strict(path):
   """The lines of a file, which are JSON as other languages read it."""
   refuse = lambda word: pytest.fail(f"{word} is not JSON")
