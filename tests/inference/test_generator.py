@@ -25,9 +25,9 @@ def network():
     out_channels=1,
     ch=8,
     emb_ch=16,
-    ch_mult=(1, 2),
+    ch_mult=(1,),
     num_res_blocks=1,
-    attn_resolutions=(2,),
+    attn_resolutions=(4,),
     num_heads=2,
     norm_groups=4,
   )
@@ -73,11 +73,10 @@ def over8(network, mesh8):
 
 
 def test_any_mesh_makes_the_same_images(network, config, over8, mesh1):
-  """1, 2 and 8 devices make the same images, at most one grey level apart, in any batch."""
+  """1 and 8 devices make the same images, at most one grey level apart, in any batch."""
   images = draw(over8, network, w=1.0)
   assert images.shape == (11, 4, 4, 1) and len(np.unique(images)) > 20
-  for mesh in (mesh1, sharding.make_mesh(jax.devices()[:2])):
-    assert np.abs(draw(generator(network, config, mesh), network, w=1.0) - images).max() <= 1
+  assert np.abs(draw(generator(network, config, mesh1), network, w=1.0) - images).max() <= 1
 
 
 def test_one_branch_where_every_w_is_zero(network, over8):
@@ -106,17 +105,17 @@ def test_what_a_rule_measures_comes_with_the_images(network, over8):
 
 
 @pytest.mark.parametrize("measured", [False, True])
-def test_no_collective_and_one_compilation(network, config, mesh8, measured):
+def test_no_collective_and_one_compilation(network, config, over8, mesh8, measured):
   """The program over 8 devices, with an extractor or without, has no collective anywhere, and
   serves every strength with one compilation, and w = 0 with another.
   """
   features = lambda params, pixels: {"x": pixels.reshape(len(pixels), -1) @ params}
-  extractor = None
+  made = over8
   if measured:
     extractor = Extractor(
       "linear", features, np.ones((16, 2), np.float32), {"x": 2}, {"x": "fid"}, {}
     )
-  made = generator(network, config, mesh8, extractor=extractor)
+    made = generator(network, config, mesh8, extractor=extractor)
   for w in (0.0, 0.5, 4.0):
     draw(made, network, w=w)
   assert [made.compiled(guided)._cache_size() for guided in (True, False)] == [1, 1]

@@ -21,38 +21,6 @@ SMALL = dict(
   num_heads=2,
   norm_groups=4,
 )
-IMAGENET64 = dict(
-  ch=192,
-  emb_ch=768,
-  ch_mult=(1, 2, 3, 4),
-  num_res_blocks=3,
-  attn_resolutions=(32, 16, 8),
-  head_dim=64,
-  dropout=0.1,
-)
-IMAGENET128 = dict(
-  ch=256,
-  emb_ch=1024,
-  ch_mult=(1, 1, 2, 3, 4),
-  num_res_blocks=2,
-  attn_resolutions=(32, 16, 8),
-  num_heads=4,
-)
-
-
-@pytest.mark.parametrize(
-  "fields, side, count", [(IMAGENET64, 64, 295_900_803), (IMAGENET128, 128, 421_524_739)]
-)
-def test_parameter_counts_of_the_paper(fields, side, count):
-  """The paper's sizes, from shapes alone (google-research/ddpm_w_distillation, i64_unet3 and
-  i128_unet3).
-  """
-  model = unet.UNet(num_classes=1000, out_channels=3, **fields)
-  shapes = jax.eval_shape(
-    lambda key: unet.init_params(model, key=key, image_shape=(side, side, 3)), jax.random.key(0)
-  )
-  assert unet.num_params(shapes) == count
-
 
 @pytest.fixture(scope="module")
 def fresh():
@@ -74,6 +42,26 @@ def grown(fresh):
 
 
 @pytest.fixture(scope="module")
+def eps_fn():
+  """(parameters, z, logsnr, y) -> eps, compiled once for all tests."""
+  model = unet.UNet(**SMALL)
+  return jax.jit(lambda params, *inputs: unet.make_eps_fn(model, params)(*inputs))
+
+
+def value_and_grad(**fields):
+  """(parameters, z, logsnr, y) -> (loss, gradients)."""
+  model = unet.UNet(**SMALL, **fields)
+  loss = lambda params, *inputs: jnp.mean(jnp.square(unet.make_eps_fn(model, params)(*inputs)))
+  return jax.jit(jax.value_and_grad(loss))
+
+
+@pytest.fixture(scope="module")
+def gradient():
+  """`value_and_grad`, compiled once for all tests."""
+  return value_and_grad()
+
+
+@pytest.fixture(scope="module")
 def inputs():
   """(z, logsnr, y) of four rows."""
   return (
@@ -83,9 +71,9 @@ def inputs():
   )
 
 
-def test_starts_at_zero(fresh, inputs):
+def test_starts_at_zero(fresh, inputs, eps_fn):
   """The last convolution starts at zero, so the first estimate of eps is 0."""
-  assert np.all(np.asarray(jax.jit(unet.make_eps_fn(*fresh))(*inputs)) == 0)
+  assert np.all(np.asarray(eps_fn(fresh[1], *inputs)) == 0)
 
 
 def test_residual_blocks_start_as_their_skips(fresh):
@@ -98,49 +86,36 @@ def test_residual_blocks_start_as_their_skips(fresh):
 
 
 @pytest.mark.smoke
-def test_output_depends_on_everything_and_rows_are_independent(grown, inputs):
+def test_output_depends_on_everything_and_rows_are_independent(grown, inputs, eps_fn):
   """Changing z, the level or the label of one row changes that row's output and no other's."""
-  eps_fn = jax.jit(unet.make_eps_fn(*grown))
   z, logsnr, y = inputs
-  out = np.asarray(eps_fn(z, logsnr, y))
+  out = np.asarray(eps_fn(grown[1], z, logsnr, y))
   changed = [
     (z.at[1].add(0.5), logsnr, y),
     (z, logsnr.at[1].set(2.0), y),
     (z, logsnr, y.at[1].set(3)),
   ]
   for case in changed:
-    difference = np.abs(np.asarray(eps_fn(*case)) - out).max(axis=(1, 2, 3))
+    difference = np.abs(np.asarray(eps_fn(grown[1], *case)) - out).max(axis=(1, 2, 3))
     assert difference[1] > 1e-3
     assert np.all(difference[[0, 2, 3]] < 1e-5)
 
 
-def test_a_class_row_learns_from_its_own_rows_alone(grown, inputs):
+def test_a_class_row_learns_from_its_own_rows_alone(grown, inputs, gradient):
   """The null row of the class table gets gradient only from rows whose label was dropped, and so
   does each class's.
   """
-  model, params = grown
   z, logsnr, _ = inputs
-
-  @jax.jit
-  def table_grad(y):
-    loss = lambda p: jnp.sum(jnp.square(unet.make_eps_fn(model, p)(z, logsnr, y)))
-    return jax.grad(loss)(params)["cond"]["class_emb"]["kernel"]
-
   for labels in ([0, 1, 1, 0], [0, 3, 2, 2], [3, 3, 3, 3]):
-    used = np.abs(np.asarray(table_grad(jnp.int32(labels)))).max(axis=1) > 0
+    _, grads = gradient(grown[1], z, logsnr, jnp.int32(labels))
+    used = np.abs(np.asarray(grads["cond"]["class_emb"]["kernel"])).max(axis=1) > 0
     assert set(np.flatnonzero(used)) == set(labels)
 
 
-def test_remat_changes_nothing(grown, inputs):
+def test_remat_changes_nothing(grown, inputs, gradient):
   """Recomputing blocks in the backward pass gives the same loss and gradients."""
-
-  def run(remat):
-    model = unet.UNet(**SMALL, remat=remat)
-    return jax.jit(
-      jax.value_and_grad(lambda p: jnp.mean(jnp.square(unet.make_eps_fn(model, p)(*inputs))))
-    )(grown[1])
-
-  (loss, grads), (loss_remat, grads_remat) = run(False), run(True)
+  loss, grads = gradient(grown[1], *inputs)
+  loss_remat, grads_remat = value_and_grad(remat=True)(grown[1], *inputs)
   np.testing.assert_allclose(loss, loss_remat, rtol=1e-6)
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), grads, grads_remat
@@ -162,11 +137,11 @@ def test_remat_keeps_less_for_the_backward_pass(grown, inputs):
   assert kept(True) - parameters < 0.5 * (kept(False) - parameters)
 
 
-def test_bfloat16_compute_keeps_float32_ends(grown, inputs):
+def test_bfloat16_compute_keeps_float32_ends(grown, inputs, eps_fn):
   """bf16 inside; parameters and output stay f32, and the output is near the f32 one."""
   model = unet.UNet(**SMALL, dtype="bfloat16")
   out = jax.jit(unet.make_eps_fn(model, grown[1]))(*inputs)
-  exact = np.asarray(jax.jit(unet.make_eps_fn(*grown))(*inputs))
+  exact = np.asarray(eps_fn(grown[1], *inputs))
   assert out.dtype == jnp.float32
   error = np.abs(np.asarray(out) - exact).max()
   assert 0 < error < 0.1 * np.abs(exact).max()
@@ -206,13 +181,13 @@ def test_bfloat16_normalises_in_float32():
   )
 
 
-def test_dropout_needs_its_key(grown, inputs):
+def test_dropout_needs_its_key(grown, inputs, eps_fn):
   """Network dropout acts with a dropout_key and not without."""
   model = unet.UNet(**SMALL, dropout=0.5)
-  off = unet.make_eps_fn(model, grown[1])(*inputs)
-  np.testing.assert_allclose(off, unet.make_eps_fn(*grown)(*inputs), atol=1e-5)
-  on = unet.make_eps_fn(model, grown[1], dropout_key=jax.random.key(0))(*inputs)
-  assert np.abs(np.asarray(on - off)).max() > 1e-3
+  without_key = lambda model: str(jax.make_jaxpr(unet.make_eps_fn(model, grown[1]))(*inputs))
+  assert without_key(model) == without_key(grown[0])
+  on = jax.jit(unet.make_eps_fn(model, grown[1], dropout_key=jax.random.key(0)))(*inputs)
+  assert np.abs(np.asarray(on - eps_fn(grown[1], *inputs))).max() > 1e-3
 
 
 def test_sizes_that_do_and_do_not_fit(fresh):

@@ -2,6 +2,7 @@
 and while it runs.
 """
 
+import functools
 import json
 import subprocess
 import sys
@@ -67,7 +68,14 @@ def test_flops_of_the_paper_s_model():
   assert forward == pytest.approx(hand_count(), rel=1e-3)
   assert forward == pytest.approx(210.8e9, rel=0.02)
   assert training == pytest.approx(3 * forward, rel=0.01)
-  assert flops.of_network(model.clone(remat=True), image_shape=(64, 64, 3)) == (forward, training)
+
+
+def test_flops_are_counted_without_recomputation(config):
+  """A network that recomputes its blocks has the count of one that does not."""
+  config.model.update(ch_mult=(1,))
+  model = unet.from_config(config.model, num_classes=10, image_shape=(8, 8, 1))
+  count = lambda model: flops.of_network(model, image_shape=(8, 8, 1))
+  assert count(model.clone(remat=True)) == count(model)
 
 
 def test_count_by_kind():
@@ -123,11 +131,12 @@ def test_count_by_kind():
   )
 
 
-@pytest.mark.parametrize("fsdp, accumulate", [(1, 1), (4, 1), (4, 2)])
+@pytest.mark.usefixtures("plain_start")
+@pytest.mark.parametrize("fsdp, accumulate", [(1, 1), (4, 2)])
 def test_state_bytes_are_exact(config, monkeypatch, fsdp, accumulate):
   """What is told for each part is what its arrays take on one device, split or not."""
   monkeypatch.setattr(sharding, "SMALLEST_SPLIT", 1024)
-  config.model.update(ch=32, emb_ch=64, norm_groups=8)
+  config.model.update(ch=32, emb_ch=64, norm_groups=8, ch_mult=(1,))
   config.train.update(fsdp=fsdp, accumulate=accumulate, ema_decays=(0.9, 0.99))
   mesh = sharding.make_mesh(jax.devices()[:8], fsdp=fsdp)
   model = unet.from_config(config.model, num_classes=10, image_shape=(8, 8, 1))
@@ -151,10 +160,10 @@ def test_state_bytes_are_exact(config, monkeypatch, fsdp, accumulate):
   assert whole / fsdp <= told["parameters"] <= (whole if fsdp == 1 else 0.4 * whole)
 
 
-def test_memory_falls_with_micro_batches_and_splitting(config, mesh8):
+def test_memory_falls_with_micro_batches_and_splitting(config):
   """A smaller micro-batch and split parameters each lower the compiled peak of a step."""
-  config.model.update(ch=32, emb_ch=64, norm_groups=8, num_res_blocks=2)
-  config.train.batch_size = 256
+  config.model.update(ch=64, emb_ch=64, norm_groups=8, ch_mult=(1,), attn_resolutions=())
+  config.train.batch_size = 32
 
   def peak(mesh, **train):
     config.train.update(train)
@@ -162,9 +171,10 @@ def test_memory_falls_with_micro_batches_and_splitting(config, mesh8):
     costs = dry_run.Costs(config, model=model, image_shape=(8, 8, 1), mesh=mesh)
     return costs.measure(config.train.batch_size // (mesh.size * config.train.accumulate))["peak"]
 
-  plain = peak(mesh8)
-  assert peak(mesh8, accumulate=4) < 0.6 * plain
-  assert peak(sharding.make_mesh(jax.devices()[:8], fsdp=8), accumulate=1) < 0.95 * plain
+  mesh = lambda fsdp: sharding.make_mesh(jax.devices()[:2], fsdp=fsdp)
+  plain = peak(mesh(1))
+  assert peak(mesh(1), accumulate=4) < 0.7 * plain
+  assert peak(mesh(2), accumulate=1) < 0.9 * plain
 
 
 def test_largest_micro_batch(monkeypatch):
@@ -186,6 +196,13 @@ def test_largest_micro_batch(monkeypatch):
       assert found >= expected / 2
 
 
+@functools.cache
+def num_parameters(model, side):
+  """Of a network of square images, from shapes alone."""
+  init = lambda key: unet.init_params(model, key=key, image_shape=(side, side, 3))
+  return unet.num_params(jax.eval_shape(init, jax.random.key(0)))
+
+
 @pytest.mark.parametrize(
   "module, count, batch",
   [
@@ -196,8 +213,9 @@ def test_largest_micro_batch(monkeypatch):
   ],
 )
 def test_configs_are_the_paper_s(module, count, batch):
-  """Sizes, batch, EMA, clip, v and T of each config, as the paper and its authors' code have them;
-  each can be trained as it stands.
+  """Sizes, batch, EMA, clip, v and T of each config, as the paper and its authors' code
+  (google-research/ddpm_w_distillation, i64_unet3 and i128_unet3) have them; each can be trained as
+  it stands.
   """
   config = module.get_config()
   config_lib.check_values(config)
@@ -205,11 +223,8 @@ def test_configs_are_the_paper_s(module, count, batch):
   model = unet.from_config(
     config.model, num_classes=data.num_classes, image_shape=(data.resolution, data.resolution, 3)
   )
-  shapes = jax.eval_shape(
-    lambda key: unet.init_params(model, key=key, image_shape=(data.resolution, data.resolution, 3)),
-    jax.random.key(0),
-  )
-  assert count is None or unet.num_params(shapes) == count
+  if count is not None:  # recomputation has no parameters
+    assert num_parameters(model.clone(remat=False), data.resolution) == count
   train, rate = config.train, config.optimizer
   assert (train.batch_size, train.ema_decays, train.flip, rate.grad_clip, rate.weight_decay) == (
     batch,
@@ -236,34 +251,33 @@ def test_configs_are_the_paper_s(module, count, batch):
     module.get_config("w=3")
 
 
-def run(*args):
-  return subprocess.run(
-    [sys.executable, "-m", "cfg.main", *args], capture_output=True, text=True, cwd=ROOT
-  )
+# one level at 8x8: what is tested does not depend on the network
+NARROW = (
+  "--config.cpu_devices=2",
+  "--config.data.resolution=8",
+  "--config.model.ch=16",
+  "--config.model.emb_ch=16",
+  "--config.model.ch_mult=(1,)",
+  "--config.model.num_res_blocks=1",
+  "--config.model.attn_resolutions=(8,)",
+  "--config.model.norm_groups=4",
+  "--config.model.head_dim=8",
+  "--config.train.accumulate=2",
+)
 
 
-def test_the_command_prints_a_table(tmp_path):
+def test_the_command_prints_a_table(cfg_main, tmp_path):
   """--mode=dry_run on a narrow sibling: counts, FLOPs, state, what was compiled and for what;
   nothing is written.
   """
-  narrow = [
-    "--config.model.ch=32",
-    "--config.model.emb_ch=64",
-    "--config.model.num_res_blocks=1",
-    "--config.model.ch_mult=(1,2)",
-  ]
-  done = run(
+  done = cfg_main(
     "--config=configs/imagenet64.py:p_uncond=0.2",
     "--mode=dry_run",
-    "--memory_gb=0.5",
+    "--memory_gb=0.05",
+    *NARROW,
     "--config.train.batch_size=32",
-    "--config.train.accumulate=2",
-    "--config.cpu_devices=2",
     "--config.train.fsdp=2",
-    "--config.model.attn_resolutions=(32,)",
-    "--config.model.head_dim=32",
     f"--workdir={tmp_path / 'none'}",
-    *narrow,
   )
   assert done.returncode == 0, done.stderr
   for text in (
@@ -274,28 +288,20 @@ def test_the_command_prints_a_table(tmp_path):
   ):
     assert text in done.stdout
   assert not (tmp_path / "none").exists()
-  refused = run("--config=configs/imagenet64.py", "--mode=dry_run", "--config.train.batch_size=100")
-  assert refused.returncode == 1 and "train.accumulate" in refused.stderr
 
 
 @pytest.mark.parametrize("name", ["imagenet64", "cifar10"])
-def test_a_config_starts_on_synthetic_images(name, tmp_path):
+def test_a_config_starts_on_synthetic_images(name, cfg_main, tmp_path):
   """Each config, narrowed, trains two steps on made-up images: nothing to download."""
-  done = run(
+  done = cfg_main(
     f"--config=configs/{name}.py",
     "--mode=train",
     f"--workdir={tmp_path}",
     "--config.data.name=synthetic",
     "--config.data.num_images=64",
-    "--config.cpu_devices=2",
-    "--config.model.ch=32",
-    "--config.model.emb_ch=32",
-    "--config.model.ch_mult=(1,1)",
-    "--config.model.num_res_blocks=1",
-    "--config.model.head_dim=32",
+    *NARROW,
     "--config.model.dtype=float32",
     "--config.train.batch_size=4",
-    "--config.train.accumulate=2",
     "--config.train.num_steps=2",
     "--config.train.log_every_steps=1",
     "--config.heldout.num_images=4",

@@ -1,5 +1,7 @@
 """The sharded step: any mesh, the same run."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,40 +15,28 @@ from cfg.training import heldout, previews
 from cfg.training import step as train_step
 from configs import digits as digits_config
 
+pytestmark = pytest.mark.usefixtures("plain_start")
+
 # the key's bias shifts all of a row's attention logits alike: its gradient is zero but for rounding
 ZERO_GRADIENT = ("k", "bias")
 
 
-@pytest.fixture
-def shallow(config):
-  """Gives the config one level, for what does not depend on the network: it compiles in half the
-  time.
+def small_config(*, side=None):
+  """One level, with attention if it is given the images' side: for what does not depend on the
+  network, it compiles in half the time.
   """
-  config.model.update(ch_mult=(1,), attn_resolutions=())
-
-
-@pytest.fixture(autouse=True, scope="module")
-def plain_start():
-  """Networks that start at ones and zeros: the random start takes a third of the time to compile,
-  and `set_up` adds its own.
-  """
-  shapes_of = lambda model, image_shape: jax.eval_shape(
-    lambda key: original(model, key=key, image_shape=image_shape), jax.random.key(0)
-  )
-  one = lambda path, leaf: jnp.full(leaf.shape, float(path[-1].key == "scale"), leaf.dtype)
-  original = unet.init_params
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(
-      unet,
-      "init_params",
-      lambda model, *, key, image_shape: jax.tree.map_with_path(one, shapes_of(model, image_shape)),
-    )
-    yield
+  config = digits_config.get_config()
+  config.model.update(ch=8, emb_ch=16, norm_groups=4, ch_mult=(1,))
+  config.model.attn_resolutions = (side,) if side else ()
+  config.train.update(batch_size=16)
+  config.sampler.num_steps = 4
+  return config
 
 
 @pytest.fixture
-def meshes(mesh1, mesh8):
-  return [mesh1, sharding.make_mesh(jax.devices()[:2]), mesh8]
+def shallow(config):
+  """Gives the config one level."""
+  config.update(small_config())
 
 
 def set_up(config, mesh):
@@ -75,27 +65,41 @@ def batches(digits, count):
 
 
 def run(config, mesh, data, model, optimizer, state):
-  """(losses, gradient norms, state, cache size) of one step a batch."""
+  """(losses, gradient norms, state, TrainStep) of one step a batch."""
   step = train_step.TrainStep(config, model=model, optimizer=optimizer, mesh=mesh, state=state)
   losses, norms = [], []
   for batch in data:
     state, metrics = step(state, step.place(batch))
     losses.append(float(metrics["loss"]))
     norms.append(float(metrics["grad_norm"]))
-  return np.array(losses), np.array(norms), state, step.compilations()
+  return np.array(losses), np.array(norms), state, step
 
 
-@pytest.mark.usefixtures("shallow")
-def test_any_mesh_trains_alike(config, digits, meshes):
+@pytest.fixture(scope="module")
+def trained(digits):
+  """trained(devices, fsdp): `run` of 20 steps of the whole optimizer, each mesh's once."""
+
+  @functools.cache
+  def get(devices, fsdp=1):
+    config = small_config()
+    config.train.flip = True
+    mesh = sharding.make_mesh(jax.devices()[:devices], fsdp=fsdp)
+    with pytest.MonkeyPatch.context() as patch:
+      patch.setattr(sharding, "SMALLEST_SPLIT", 64)
+      return run(config, mesh, batches(digits, 20), *set_up(config, mesh))
+
+  return get
+
+
+def test_any_mesh_trains_alike(trained):
   """20 steps on 1, 2 and 8 devices: losses agree to 1e-4; one compilation each; the first gradient
   norm to 1e-5.
   """
-  config.train.flip = True
-  runs = [run(config, mesh, batches(digits, 20), *set_up(config, mesh)) for mesh in meshes]
-  for losses, norms, state, compilations in runs:
+  runs = [trained(devices) for devices in (1, 2, 8)]
+  for losses, norms, state, step in runs:
     np.testing.assert_allclose(losses, runs[0][0], rtol=1e-4)
     np.testing.assert_allclose(norms[0], runs[0][1][0], rtol=1e-5)
-    assert int(state.step) == 20 and compilations == 1
+    assert int(state.step) == 20 and step.compilations() == 1
   assert runs[0][0][-5:].mean() < runs[0][0][:3].mean()
 
 
@@ -126,46 +130,43 @@ def assert_same_gradients(first, other):
 @pytest.fixture(scope="module")
 def reference_gradients(digits, mesh1):
   """Of the whole batch at once on one device."""
-  config = digits_config.get_config()
-  config.model.update(ch=8, emb_ch=16, norm_groups=4)
-  config.train.batch_size = 16
-  return gradients(config, mesh1, digits)
+  return gradients(small_config(side=8), mesh1, digits)
 
 
-def test_gradients_agree_on_any_mesh(config, digits, meshes, reference_gradients):
-  """At equal parameters every gradient agrees to 1e-5 of the global norm on 1, 2 and 8 devices."""
-  for mesh in meshes[1:]:
-    assert_same_gradients(reference_gradients, gradients(config, mesh, digits))
-
-
-@pytest.mark.parametrize("devices, parts", [(1, 4), (4, 2)])
-def test_micro_batches_have_the_gradient_of_the_batch(
-  config, digits, reference_gradients, devices, parts
+@pytest.mark.parametrize("devices, parts", [(8, 1), (1, 4)])
+def test_mesh_and_micro_batches_have_the_gradient_of_the_batch(
+  digits, reference_gradients, devices, parts
 ):
-  """Accumulated over micro-batches, on any mesh, the gradient is the big batch's to 1e-5 of its
-  norm.
+  """On another mesh, or accumulated over micro-batches, at equal parameters every gradient is the
+  whole batch's to 1e-5 of the global norm; both at once: with split parameters below.
   """
+  config = small_config(side=8)
   config.train.accumulate = parts
-  assert_same_gradients(
-    reference_gradients, gradients(config, sharding.make_mesh(jax.devices()[:devices]), digits)
-  )
+  mesh = sharding.make_mesh(jax.devices()[:devices])
+  assert_same_gradients(reference_gradients, gradients(config, mesh, digits))
 
 
-def test_remat_has_the_same_gradient(config, digits, mesh1, reference_gradients):
+def test_remat_has_the_same_gradient(digits, mesh1, reference_gradients):
   """Recomputing blocks changes no gradient of the step."""
+  config = small_config(side=8)
   config.model.remat = True
   assert_same_gradients(reference_gradients, gradients(config, mesh1, digits))
 
 
-@pytest.mark.parametrize("devices, fsdp, parts", [(8, 8, 1), (4, 2, 2)])
-def test_split_parameters_have_the_same_gradient(
-  config, digits, reference_gradients, monkeypatch, devices, fsdp, parts
-):
-  """With parameters, moments and averages split over devices, with micro-batches or without."""
+def test_split_parameters_have_the_same_gradient(digits, reference_gradients, monkeypatch):
+  """With parameters, moments and averages split over devices, and with micro-batches."""
   monkeypatch.setattr(sharding, "SMALLEST_SPLIT", 64)
-  config.train.accumulate = parts
-  mesh = sharding.make_mesh(jax.devices()[:devices], fsdp=fsdp)
+  config = small_config(side=8)
+  config.train.accumulate = 2
+  mesh = sharding.make_mesh(jax.devices()[:4], fsdp=2)
   assert_same_gradients(reference_gradients, gradients(config, mesh, digits))
+
+
+def test_levels_have_the_same_gradient(config, digits, mesh1, monkeypatch):
+  """Two levels, with parameters split over all eight devices: their resampling and skips too."""
+  monkeypatch.setattr(sharding, "SMALLEST_SPLIT", 64)
+  mesh = sharding.make_mesh(jax.devices()[:8], fsdp=8)
+  assert_same_gradients(gradients(config, mesh1, digits), gradients(config, mesh, digits))
 
 
 def test_what_is_split_where():
@@ -182,15 +183,12 @@ def test_what_is_split_where():
   assert axes(1) == [None] * 6
 
 
-@pytest.mark.usefixtures("shallow")
-def test_split_parameters_train_alike(config, digits, mesh8, monkeypatch):
-  """Eight steps of the whole optimizer, split eight ways and not: the same losses and averages;
-  large arrays are split, and stay so.
+def test_split_parameters_train_alike(trained):
+  """20 steps of the whole optimizer, split eight ways and not: the same losses and averages; large
+  arrays are split, and stay so.
   """
-  whole = run(config, mesh8, batches(digits, 8), *set_up(config, mesh8))
-  monkeypatch.setattr(sharding, "SMALLEST_SPLIT", 64)
-  mesh = sharding.make_mesh(jax.devices()[:8], fsdp=8)
-  split = run(config, mesh, batches(digits, 8), *set_up(config, mesh))
+  whole = trained(8)
+  split = trained(8, fsdp=8)
   np.testing.assert_allclose(split[0], whole[0], rtol=1e-4)
   for tree in (split[2].params, split[2].ema, split[2].opt_state):
     for leaf in jax.tree.leaves(tree):
@@ -230,19 +228,19 @@ def test_dropout_masks_differ_between_micro_batches_and_steps(config, digits, me
   assert losses[0] == losses[1] and abs(losses[0] - losses[2]) > 1e-5
 
 
-@pytest.mark.usefixtures("shallow")
-def test_loss_does_not_depend_on_the_order_of_rows(config, digits, mesh1):
+def test_loss_does_not_depend_on_the_order_of_rows(digits, mesh1, trained):
   """A permuted batch, its indices with it, has the same loss: noise, level, drop and flip follow
   the index alone.
   """
-  config.train.flip = True
   batch = batches(digits, 1)[0]
   order = np.random.default_rng(0).permutation(16)
   shuffled = {name: value[order] for name, value in batch.items()}
   renumbered = {**batch, "index": batch["index"][::-1].copy()}
-  # a learning rate of zero keeps the parameters, so that one program serves all three
-  config.optimizer.learning_rate = 0.0
-  loss = run(config, mesh1, [batch, shuffled, renumbered], *set_up(config, mesh1))[0]
+  step = trained(1)[3]
+  _, _, state = set_up(small_config(), mesh1)
+  # a step takes its state's memory
+  loss_of = lambda rows: float(step(jax.tree.map(jnp.copy, state), step.place(rows))[1]["loss"])
+  loss = [loss_of(rows) for rows in (batch, shuffled, renumbered)]
   assert loss[0] == pytest.approx(loss[1], rel=1e-6)
   assert abs(loss[0] - loss[2]) > 1e-4
 
@@ -278,22 +276,20 @@ def test_heldout_errors_are_fixed_and_tell_labels_apart(config, digits, mesh1):
 
 
 @pytest.mark.usefixtures("shallow")
-def test_heldout_levels_cover_the_schedule(config, mesh1):
+def test_heldout_levels_cover_the_schedule(config):
   """With eps_hat = 0 (parameters at the start) every error is mean eps^2: near 1 in each bin, for
   both labels.
   """
   model = unet.from_config(config.model, num_classes=10, image_shape=(8, 8, 1))
-  params = jax.jit(lambda k: unet.init_params(model, key=k, image_shape=(8, 8, 1)))(
-    jax.random.key(0)
-  )
+  params = unet.init_params(model, key=jax.random.key(0), image_shape=(8, 8, 1))
   batch = {
     "image": jnp.zeros((30, 8, 8, 1), jnp.uint8),
     "label": jnp.zeros(30, jnp.int32),
     "index": jnp.arange(30, dtype=jnp.uint32),
   }
-  errors = heldout.heldout_errors(
-    params, batch, jax.random.key(0), model=model, logsnr_fn=lambda u: 20 - 40 * u, num_bins=4
-  )
+  settings = dict(model=model, logsnr_fn=lambda u: 20 - 40 * u, num_bins=4)
+  measure = jax.jit(functools.partial(heldout.heldout_errors, **settings))
+  errors = measure(params, batch, jax.random.key(0))
   assert errors.shape == (30, 4, 2)
   np.testing.assert_allclose(errors.mean(axis=0), 1.0, atol=0.15)
   np.testing.assert_array_equal(errors[..., 0], errors[..., 1])
