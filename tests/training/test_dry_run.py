@@ -251,6 +251,13 @@ def test_configs_are_the_paper_s(module, count, batch):
     module.get_config("w=3")
 
 
+def run(*args):
+  """`python -m cfg.main` with these options."""
+  return subprocess.run(
+    [sys.executable, "-m", "cfg.main", *args], capture_output=True, text=True, cwd=ROOT
+  )
+
+
 # one level at 8x8: what is tested does not depend on the network
 NARROW = (
   "--config.cpu_devices=2",
@@ -266,11 +273,11 @@ NARROW = (
 )
 
 
-def test_the_command_prints_a_table(cfg_main, tmp_path):
+def test_the_command_prints_a_table(tmp_path):
   """--mode=dry_run on a narrow sibling: counts, FLOPs, state, what was compiled and for what;
   nothing is written.
   """
-  done = cfg_main(
+  done = run(
     "--config=configs/imagenet64.py:p_uncond=0.2",
     "--mode=dry_run",
     "--memory_gb=0.05",
@@ -291,9 +298,9 @@ def test_the_command_prints_a_table(cfg_main, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["imagenet64", "cifar10"])
-def test_a_config_starts_on_synthetic_images(name, cfg_main, tmp_path):
+def test_a_config_starts_on_synthetic_images(name, tmp_path):
   """Each config, narrowed, trains two steps on made-up images: nothing to download."""
-  done = cfg_main(
+  done = run(
     f"--config=configs/{name}.py",
     "--mode=train",
     f"--workdir={tmp_path}",
