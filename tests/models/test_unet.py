@@ -22,6 +22,7 @@ SMALL = dict(
   norm_groups=4,
 )
 
+
 @pytest.fixture(scope="module")
 def fresh():
   """(model, parameters at initialisation)."""
