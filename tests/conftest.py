@@ -25,6 +25,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
+import paths  # noqa: E402
 import pytest  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)
@@ -34,6 +35,21 @@ from cfg.base import sharding  # noqa: E402
 from cfg.data import sources  # noqa: E402
 from cfg.models import unet  # noqa: E402
 from configs import digits as digits_config  # noqa: E402
+
+# files that take longest, which start first: a worker that starts one last keeps the other waiting
+LONGEST = (
+  "training/test_resume.py",
+  "training/test_dry_run.py",
+  "sweep/test_sweep_networks.py",
+  "sweep/test_sweep.py",
+  "training/test_loop.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+  """Put the files of LONGEST first, in that order; the others stay as they are."""
+  order = {paths.TESTS / name: i for i, name in enumerate(LONGEST)}
+  items.sort(key=lambda item: order.get(item.path, len(LONGEST)))
 
 
 @pytest.fixture
