@@ -59,6 +59,24 @@ def test_numbers_keep_the_format_of_their_metric():
   assert table.number(fid, None) == "-"
 
 
+def test_a_strength_that_is_not_the_papers_has_its_own_name():
+  """lambda of CFG++ in sentence, table and footnote, without a scale; the paper's w has one, and a
+  row of an earlier version is of w.
+  """
+  fid = Metric("fid", "FID", "pool_3", "frechet", "lower", role="inception")
+  row = {"w": 0.5, "scale": None, "strength": "lambda", "fid": 2.0, "num_samples": 9, "nfe": 8}
+  assert table.one_line(row, [fid]) == "lambda = 0.5: FID 2.000"
+  about = {"sweep.allow_few": False, "guidance.rule": "any"}
+  text = table.table(
+    {"metrics": table.to_json([fid]), "rows": [row], "references": [], "about": about}
+  )
+  assert text.split()[0] == "lambda" and "lambda is the strength of guidance.rule 'any'" in text
+  assert "lambda = 0.5 " in table.difference_table(row, row, [fid])
+  papers = {**row, "scale": 1.5}
+  del papers["strength"]
+  assert table.one_line(papers, [fid]) == "w = 0.5 (scale = 1.5): FID 2.000"
+
+
 def test_metrics_survive_json():
   """What sweep.json keeps of a metric is all of it."""
   fid = Metric("fid", "FID", "pool_3", "frechet", "lower", role="inception")
