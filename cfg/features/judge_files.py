@@ -225,4 +225,10 @@ def _read_accuracy(path, identity):
     return None
 
 
-SOURCE = Source(wanted=wanted, check=check, outline=outline, load=load)
+SOURCE = Source(
+  wanted=wanted,
+  remedy="give judge.path or train a judge (judge.num_steps)",
+  check=check,
+  outline=outline,
+  load=load,
+)

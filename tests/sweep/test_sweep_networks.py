@@ -394,7 +394,11 @@ def colours(sha256):
   )
   get = lambda config, *, dataset, workdir=None: extractor
   return extractor_lib.Source(
-    wanted=lambda config: True, check=lambda config, *, dataset: None, outline=get, load=get
+    wanted=lambda config: True,
+    remedy="ask for colours",
+    check=lambda config, *, dataset: None,
+    outline=get,
+    load=get,
   )
 
 
