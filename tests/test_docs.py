@@ -38,6 +38,7 @@ FOLDERS = "cfg|configs|docs|tests|benchmarks|launch|notebooks"
 PATH = re.compile(rf"^(?:{FOLDERS})/[\w./]*$")
 SETUP = (ROOT / "setup.py").read_text(encoding="utf-8")
 
+
 def read(path):
   """The text of a file; of a notebook, that of its markdown cells."""
   text = path.read_text(encoding="utf-8")
