@@ -38,26 +38,6 @@ FOLDERS = "cfg|configs|docs|tests|benchmarks|launch|notebooks"
 PATH = re.compile(rf"^(?:{FOLDERS})/[\w./]*$")
 SETUP = (ROOT / "setup.py").read_text(encoding="utf-8")
 
-# documented ahead of the code: fields, functions and files that are still to come
-PENDING = {
-  "docs/change_test.md",
-  "cfg/base/defaults.py",
-  "cfg/base/fields.py",
-  "cfg.inference.network.load_network",
-  *(f"guidance.{name}" for name in ("rule", "guide", "guide_ema", "logsnr_min", "logsnr_max")),
-  *(f"guidance.{name}" for name in ("momentum", "norm_limit", "parallel")),
-  *(f"sampler.{name}" for name in ("limit", "limit_percentile", "limit_max", "spacing", "rho")),
-  *("sampler.logsnr_min", "sampler.logsnr_max", "heldout.every_steps", "preview.every_steps"),
-}
-# still in the code, not documented any more
-LEAVING = {
-  *("sampler.clip_x", "train.heldout_every_steps", "train.preview_every_steps"),
-  *(f"model.{name}" for name in ("scale_shift", "conv_resample", "discrete_schedule")),
-  *("model.class_rows", "model.norm_eps"),
-}
-# marked as free to change ahead of the code
-NOT_YET_FREE = {"data.path", "data.num_classes"}
-
 
 def read(path):
   """The text of a file; of a notebook, that of its markdown cells."""
@@ -74,8 +54,8 @@ def name_of(path):
 
 
 def exists(path):
-  """Whether a path relative to the repository's root is there, or is still to come."""
-  return path in PENDING or (ROOT / path).exists()
+  """Whether a path relative to the repository's root is there."""
+  return (ROOT / path).exists()
 
 
 def prose(text):
@@ -96,8 +76,8 @@ def fields():
 
 
 def is_field(name):
-  """Whether a config has this field, or will."""
-  return name in fields() or name in PENDING
+  """Whether a config has this field."""
+  return name in fields()
 
 
 # --- links
@@ -351,7 +331,7 @@ def test_the_readmes_two_commands():
 
 def name_problems(text):
   """Fields, files and Python names in the prose of a page that do not exist."""
-  sections = {name.split(".")[0] for name in {*fields(), *PENDING} if name.count(".") == 1}
+  sections = {name.split(".")[0] for name in fields() if name.count(".") == 1}
   codes = INLINE.findall(prose(text))
   problems = [
     code
@@ -371,7 +351,7 @@ def is_field_or_file(code):
 
 def is_python_name(name):
   """Whether a dotted name is a module of the package, or something that a module defines."""
-  if name in PENDING or module_path(name):
+  if module_path(name):
     return True
   module, _, attribute = name.rpartition(".")
   path = module_path(module)
@@ -424,7 +404,7 @@ def test_every_field_is_documented():
   rows = FIELD_ROW.findall(read(ROOT / "docs/config.md"))
   documented = {name: ast.literal_eval(default) for name, _, default, *_ in rows}
   assert len(documented) == len(rows)
-  assert documented.keys() - PENDING == fields().keys() - LEAVING - PENDING
+  assert documented.keys() == fields().keys()
   differ = {
     name: (default, fields()[name])
     for name, default in documented.items()
@@ -437,7 +417,7 @@ def test_fields_that_may_change_are_marked():
   """docs/config.md marks the fields that may change when a run is resumed, and no others."""
   rows = FIELD_ROW.findall(read(ROOT / "docs/config.md"))
   marked = {name for name, mark, *_ in rows if mark}
-  assert marked - NOT_YET_FREE == config_lib.FREE - LEAVING - NOT_YET_FREE
+  assert marked == config_lib.FREE
 
 
 def test_every_config_is_in_the_table():

@@ -260,7 +260,7 @@ def _from_checkpoint(workdir, ema):
   return state["ema"][name], {**meta, "step": step, "ema": name}
 
 
-def check_data(path, *, dataset):
+def check_data(path: str | pathlib.Path, *, dataset: Dataset) -> None:
   """Raise UserError unless the network in the work directory `path` was trained on `dataset`; of a
   weights file alone, unless it has the data's classes and image shape.
   """

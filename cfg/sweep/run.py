@@ -55,6 +55,7 @@ def sweep(config: ConfigDict, *, dataset: Dataset, mesh: Mesh, workdir) -> dict[
       settings.num_blocks,
       dataset.num_classes,
     )
+  network.check_data(workdir, dataset=dataset)
   load = functools.cache(
     lambda ema: network.load_networks(config, workdir=workdir, mesh=mesh, ema=ema)
   )

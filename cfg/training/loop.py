@@ -180,6 +180,9 @@ def _train_from(config, *, model, dataset, mesh, workdir, checkpoints):
         state, metrics = step_fn(state, batch)
         step += 1
         step_log(step, metrics)
+        ended = step == num_steps
+        if ended:
+          unlogged = step_log.settle(step, last=True)
         acts = [act for every_steps, act in watches if due(step, every_steps, num_steps)]
         if acts:
           step_log.read()
@@ -187,13 +190,14 @@ def _train_from(config, *, model, dataset, mesh, workdir, checkpoints):
           for act in acts:
             act(params, step)
           throughput.skip()
-        last = step == num_steps or stop.signal is not None
+        last = ended or stop.signal is not None
         if last or due(step, config.train.checkpoint_every_steps, num_steps):
-          unlogged = step_log.settle(step, last=last)
+          if not ended:
+            unlogged = step_log.settle(step, last=last)
           meta = describe(config, dataset=dataset, step=step, unlogged=unlogged)
           checkpoints.save(step, state=state, meta=meta)
           throughput.skip()
-        if last and step < num_steps:
+        if last and not ended:
           raise Stopped(
             f"stopped by signal {stop.signal} after step {step}, which was saved: run the same "
             f"command to continue."

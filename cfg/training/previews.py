@@ -38,7 +38,7 @@ class Previews:
   ) -> None:
     # without label dropout there is nothing to mix, and with nothing else only w = -1
     usable = functools.partial(program.usable, config)
-    self._strengths = usable(config.preview.w) or usable((0.0, -1.0))
+    self.strengths = usable(config.preview.w) or usable((0.0, -1.0))
     self._seed = config.seed
     self._side = dataset.image_shape[0]
     self._folder = pathlib.Path(workdir) / "previews"
@@ -53,7 +53,7 @@ class Previews:
     index = np.arange(len(self._labels))
     every = {MAIN: params, **self._guides}
     panels = []
-    for w in self._strengths:
+    for w in self.strengths:
       pictures = self._generator(every, index=index, labels=self._labels, w=w, seed=self._seed)
       panels.append(images.tile(pictures, rows=self._rows))
     gap = np.full((panels[0].shape[0], 4, panels[0].shape[2]), 255, np.uint8)

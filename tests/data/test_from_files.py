@@ -15,7 +15,7 @@ from sklearn.datasets import load_sample_images
 
 from cfg.base import files
 from cfg.data import decode, records
-from cfg.inference import network as trained
+from cfg.inference import network as network_lib
 from cfg.models import unet
 from cfg.report import figures, page
 from configs import folder, imagenet64
@@ -80,7 +80,7 @@ def check_run(workdir, *, num_classes, num_samples):
     row["num_samples"] == num_samples and row["fid"] > 0 for row in content["rows"]
   )
   assert all((workdir / name).stat().st_size for name in page.FILES)
-  network = trained.open_trained(workdir)
+  network = network_lib.load_network(workdir)
   assert network.model.num_classes == len(network.class_names) == num_classes
   return content, network
 
@@ -250,7 +250,7 @@ def test_real_jpegs_through_the_imagenet64_pipeline(tiny_imagenet, tmp_path, mod
     assert content["references"][0]["num_samples"] == 20 and content["about"]["data"] == "tiny"
   else:
     check_losses(tmp_path)
-    network = trained.open_trained(tmp_path)
+    network = network_lib.load_network(tmp_path)
   assert (
     network.image_shape == (64, 64, 3)
     and len(network.class_names) == 10

@@ -17,8 +17,7 @@ from cfg.data import sources
 from cfg.features import extractor as extractor_lib
 from cfg.features import references, select
 from cfg.features.placed import PlacedExtractor, each
-from cfg.inference import generator as generate
-from cfg.inference import network as trained
+from cfg.inference import generator, network
 from cfg.interop import inception as inception_files
 from cfg.metrics import pairwise, scores, statistics
 from cfg.models import inception as inception_lib
@@ -122,22 +121,24 @@ def folder_of(workdir, row):
   return next(
     path.parent
     for path in (workdir / "sweep").glob("*/w1.json")
-    if json.loads(path.read_text())["checkpoint_hash"] == row["checkpoint_hash"]
+    if json.loads(path.read_text())["main/weights_sha256"] == row["main/weights_sha256"]
   )
 
 
 def samples(workdir, mesh, w, data):
   """All images of a strength, drawn again without any network to measure in."""
-  network = trained.open_trained(workdir, mesh=mesh)
-  generator = generate.Generator(
-    model=network.model,
-    config=small_config(),
-    image_shape=data.image_shape,
-    mesh=mesh,
-    batch_size=16,
+  return draw_all(small_config(), workdir, mesh, w, count=60, batch_size=16)
+
+
+def draw_all(config, workdir, mesh, w, *, count, batch_size):
+  """The first images of a strength, their labels 0, 1, 2, 0, ..."""
+  networks = network.load_networks(config, workdir=workdir, mesh=mesh)
+  made = generator.Generator(
+    network.make_program(config, networks), mesh=mesh, batch_size=batch_size
   )
-  index = np.arange(60)
-  return generator(network.params, index=index, labels=index % 3, w=w, seed=0)
+  index = np.arange(count)
+  params = network.parameters(networks)
+  return made(params, index=index, labels=index % 3, w=w, seed=0)
 
 
 def test_numbers_are_those_of_the_images(done, data, mesh1):
@@ -224,9 +225,9 @@ def test_a_kill_costs_a_batch(done, data, mesh1, monkeypatch):
   assert left == ["00000000-00000016.npz", "00000016-00000032.npz"]
   skipped = []
   monkeypatch.setattr(sweep.Progress, "skip", lambda self, done: skipped.append(done))
-  drawn, batches = [], generate.Generator.batches
+  drawn, batches = [], generator.Generator.batches
   monkeypatch.setattr(
-    generate.Generator,
+    generator.Generator,
     "batches",
     lambda self, *args, index, **kw: (
       drawn.append(list(index)) or batches(self, *args, index=index, **kw)
@@ -253,9 +254,9 @@ def test_a_damaged_batch_is_drawn_again(done, data, mesh1, monkeypatch, damage):
     second.write_bytes(second.read_bytes()[:-50])
   elif damage == "strange":
     files.write_npz(second, {**files.read_npz(first), "more": np.zeros(16)})
-  drawn, batches = [], generate.Generator.batches
+  drawn, batches = [], generator.Generator.batches
   monkeypatch.setattr(
-    generate.Generator,
+    generator.Generator,
     "batches",
     lambda self, *args, index, **kw: (
       drawn.append(len(index)) or batches(self, *args, index=index, **kw)
@@ -273,7 +274,7 @@ def test_devices_and_batches_change_nothing(done, data, mesh8, tmp_path):
   nearly.
   """
   workdir, content = done
-  trained.export(workdir, tmp_path / "weights.safetensors")
+  network.export(workdir, tmp_path / "weights.safetensors")
   (tmp_path / "judge.npz").write_bytes((workdir / "judge.npz").read_bytes())
   config = small_config()
   config.sweep.update(batch_size=24, w=(1.0,))
@@ -467,16 +468,14 @@ def test_further_axes(done, data, mesh1):
     w=(1.0,), sampler=("ancestral", "ddim"), num_steps=(3, 4), var_interp=(0.2, 0.3)
   )
   several = sweep.sweep(config, dataset=data, mesh=mesh1, workdir=workdir)
-  found = [(row["sampler"], row["num_steps"], row["var_interp"]) for row in several["rows"]]
+  axes = ("sampler.name", "sampler.num_steps", "sampler.var_interp")
+  found = [tuple(row.get(axis) for axis in axes) for row in several["rows"]]
   assert len(found) == len(set(found)) == 6 and sum(name == "ddim" for name, *_ in found) == 2
-  assert len({row["fid"] for row in several["rows"] if row["sampler"] == "ancestral"}) == 4 and {
-    row["nfe"] for row in several["rows"]
-  } == {6, 8}
+  assert len(
+    {row["fid"] for row in several["rows"] if row["sampler.name"] == "ancestral"}
+  ) == 4 and {row["nfe"] for row in several["rows"]} == {6, 8}
   assert several["rows"][found.index(("ancestral", 3, 0.3))] == content["rows"][1]
-  assert (
-    not {"sampler", "num_steps", "var_interp"} & several["about"].keys()
-    and several["about"]["ema"] == 0.9
-  )
+  assert not set(axes) & several["about"].keys() and several["about"]["main/ema_decay"] == 0.9
   text = table.table(several)
   assert all(word in text.splitlines()[0].split() for word in ("sampler", "T", "v"))
   assert (
@@ -489,9 +488,10 @@ def test_averages_are_an_axis(done, data, mesh1):
   config = small_config()
   config.sweep.update(w=(1.0,), ema_decays=(0.9, 0.1))
   rows = sweep.sweep(config, dataset=data, mesh=mesh1, workdir=done[0])["rows"]
-  assert [row["ema"] for row in rows] == [0.9, 0.1] and rows[0] == done[1]["rows"][1]
+  assert [row["main/ema_decay"] for row in rows] == [0.9, 0.1] and rows[0] == done[1]["rows"][1]
   assert (
-    rows[0]["checkpoint_hash"] != rows[1]["checkpoint_hash"] and rows[0]["fid"] != rows[1]["fid"]
+    rows[0]["main/weights_sha256"] != rows[1]["main/weights_sha256"]
+    and rows[0]["fid"] != rows[1]["fid"]
   )
 
 
@@ -628,13 +628,8 @@ def test_fid_of_few_samples_while_training(stand_in, data, mesh1, tmp_path):
   assert watched[5].keys() == {"step"} | {
     f"biased_n6/w{w}/{name}" for w in (0, 1) for name in names
   }
-  network, index = trained.open_trained(tmp_path, mesh=mesh1), np.arange(6)
-  generator = generate.Generator(
-    model=network.model, config=config, image_shape=data.image_shape, mesh=mesh1, batch_size=6
-  )
-  ours = outputs_of(
-    generator(network.params, index=index, labels=index % 3, w=1.0, seed=0), ["pool_3", "logits"]
-  )
+  images = draw_all(config, tmp_path, mesh1, 1.0, count=6, batch_size=6)
+  ours = outputs_of(images, ["pool_3", "logits"])
   real_images = outputs_of(np.stack([row["image"] for row in each(data.train)]), ["pool_3"])[
     "pool_3"
   ]

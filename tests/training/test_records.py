@@ -10,7 +10,8 @@ import pytest
 
 from cfg.base import logs
 from cfg.base.errors import UserError
-from cfg.training import loop
+from cfg.models import unet
+from cfg.training import loop, previews
 from cfg.training import state as train_state
 from cfg.training.step_log import due
 from cfg.training.throughput import Throughput
@@ -143,6 +144,16 @@ def test_zero_is_never(run):
   assert not due(4, 0, 4) and due(4, 3, 4) and due(3, 3, 4) and not due(2, 3, 4)
 
 
+def test_steps_come_before_what_is_measured_after_them(run, config, monkeypatch):
+  """A step's record is written before the held-out errors of that step, at the end too."""
+  monkeypatch.setattr(loop, "Heldout", lambda *_, **__: lambda params: {"heldout/loss_cond": 1.0})
+  config.heldout.every_steps = 2
+  _, records = run(log_every_steps=2, num_steps=5)
+  kinds = [(record["step"], "loss" in record) for record in records]
+  assert kinds == [(step, kind) for step in (2, 4, 5) for kind in (True, False)]
+  check_records([record for record in records if "loss" in record], 5)
+
+
 def strict(path):
   """The lines of a file, which are JSON as other languages read it."""
   refuse = lambda word: pytest.fail(f"{word} is not JSON")
@@ -213,8 +224,7 @@ def test_one_listener_a_process(monkeypatch):
     ("train", {"checkpoint_every_steps": -5}, "train.checkpoint_every_steps is -5"),
     ("heldout", {"every_steps": -1}, "heldout.every_steps is -1"),
     ("train", {"heldout_every_steps": 3}, "is called heldout.every_steps now"),
-    ("watch", {"every_steps": 2, "w": (0.0, 1.0)}, "watch.w: w = 1 .*train.p_uncond is 0"),
-    ("preview", {"every_steps": 2, "w": (0.5,)}, "preview.w: w = 0.5 .*train.p_uncond is 0"),
+    ("watch", {"every_steps": 2, "w": (0.0, 1.0)}, "w = 1 .*train.p_uncond is 0"),
   ],
 )
 def test_settings_are_refused_before_training(
@@ -229,3 +239,23 @@ def test_settings_are_refused_before_training(
   with pytest.raises(UserError, match=words):
     loop.train(config, dataset=digits, mesh=mesh1, workdir=tmp_path)
   assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+  "p_uncond, asked, drawn",
+  [
+    (0.2, (0.0, 2.0), (0.0, 2.0)),
+    (0.0, (0.0, 2.0), (0.0,)),
+    (0.0, (2.0,), (0.0,)),
+    (1.0, (0.0, 2.0), (-1.0,)),
+  ],
+)
+def test_previews_leave_out_what_was_never_learnt(
+  config, digits, mesh1, tmp_path, p_uncond, asked, drawn
+):
+  """Strengths whose branches the network does not have are not drawn; there is always one."""
+  config.train.p_uncond = p_uncond
+  config.preview.w = asked
+  model = unet.from_config(config.model, num_classes=10, image_shape=(8, 8, 1))
+  made = previews.Previews(config, model=model, dataset=digits, mesh=mesh1, workdir=tmp_path)
+  assert made.strengths == drawn

@@ -15,7 +15,6 @@ from cfg.base import config as config_lib
 from cfg.base.errors import UserError
 from cfg.data import prepare, sources
 from cfg.features import references, select
-from cfg.features.placed import Placed
 from cfg.inference import network
 from cfg.sweep import run as sweep
 from cfg.training import loop
@@ -173,17 +172,18 @@ def test_judge_and_real_images_are_kept_after_a_move(config, photos, mesh1, tmp_
   (tmp_path / "run").mkdir()
 
   def measure(dataset):
-    judge = select.get_judge(config, dataset=dataset, workdir=tmp_path / "run")
+    workdir = tmp_path / "run"
+    (judge,) = select.extractors(config, dataset=dataset, workdir=workdir)
     config.sweep.num_samples = 6
-    pair = references.references(
-      config, config.sweep, dataset=dataset, placed=Placed(judge, mesh1), workdir=tmp_path / "run"
+    (real,) = references.measure_all(
+      config, config.sweep, dataset=dataset, extractors=(judge,), mesh=mesh1, workdir=workdir
     )
-    written = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*.npz")}
-    return judge.name, [reference.about for reference in pair], written
+    written = {p: p.stat().st_mtime_ns for p in workdir.rglob("*.npz")}
+    return judge.name, real.train.about, real.heldout.about, written
 
   first = measure(dataset)
   config.data.path = moved(photos, tmp_path)
-  assert len(first[2]) == 3 and measure(sources.load(config.data)) == first
+  assert len(first[-1]) == 3 and measure(sources.load(config.data)) == first
 
 
 def test_prepared_data_are_their_records(config, photos, tmp_path):
