@@ -1,6 +1,9 @@
 """Eight virtual CPU devices, strict jax, and the small things that several tests share."""
 
+import json
 import os
+import subprocess
+import sys
 import tempfile
 
 import jaxlib
@@ -10,9 +13,8 @@ FLAGS = [
   "--xla_backend_optimization_level=0",
   "--xla_cpu_scheduler_type=CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
 ]
-if jaxlib.__version__.startswith(
-  "0.10."
-):  # a third less time to compile; later ones do not know the flag, and end
+# a third less time to compile; later versions do not know the flag, and end
+if jaxlib.__version__.startswith("0.10."):
   FLAGS.append("--xla_cpu_use_fusion_emitters=false")
 os.environ.setdefault("XLA_FLAGS", " ".join(FLAGS))
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -25,6 +27,7 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", CACHE.name)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
 import jax  # noqa: E402
+import paths  # noqa: E402
 import pytest  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)
@@ -63,3 +66,28 @@ def mesh1():
 def mesh8():
   """A mesh of eight devices."""
   return sharding.make_mesh(jax.devices()[:8])
+
+
+@pytest.fixture(scope="session")
+def cfg_main(tmp_path_factory):
+  """cfg_main(*options, cwd=..., **env): `python -m cfg.main` in a process of its own that need not
+  import anything first; a subprocess.CompletedProcess.
+
+  jax is imported already: what of the environment it reads then is that of the tests.
+  """
+  out = str(tmp_path_factory.mktemp("commands") / "last")
+  command = [sys.executable, str(paths.TESTS / "command_server.py")]
+  env = {**os.environ, "PYTHONPATH": str(paths.ROOT)}
+  pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+  with subprocess.Popen(command, env=env, cwd=paths.ROOT, **pipes) as server:
+
+    def run(*options, cwd=paths.ROOT, **env):
+      request = dict(argv=list(map(str, options)), cwd=str(cwd), env=env, out=out)
+      server.stdin.write(f"{json.dumps(request)}\n")
+      server.stdin.flush()
+      code = int(server.stdout.readline())
+      texts = [open(f"{out}.{name}", encoding="utf-8").read() for name in ("stdout", "stderr")]
+      return subprocess.CompletedProcess(request["argv"], code, *texts)
+
+    yield run
+    server.stdin.close()

@@ -13,8 +13,20 @@ from cfg.base import config as config_lib
 ROOT = paths.ROOT
 
 
-def command(*options, config="configs/digits.py", cwd=ROOT, **env):
+@pytest.fixture
+def command(cfg_main):
   """(exit code, stdout, stderr) of python -m cfg.main; without a config if it is None."""
+
+  def run(*options, config="configs/digits.py", cwd=ROOT, **env):
+    words = [f"--config={config}"] if config else []
+    done = cfg_main(*words, *options, cwd=cwd, **env)
+    return done.returncode, done.stdout, done.stderr
+
+  return run
+
+
+def fresh_command(*options, config="configs/digits.py", cwd=ROOT, **env):
+  """The same in a process that imports jax itself."""
   words = [sys.executable, "-m", "cfg.main", *([f"--config={config}"] if config else []), *options]
   env = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), **env}
   done = subprocess.run(words, cwd=cwd, env=env, capture_output=True, text=True, timeout=120)
@@ -64,12 +76,18 @@ CASES = {
   "labels that nothing learnt": (["--config.train.p_uncond=1"], ["p_uncond is 1", "w = -1"]),
   "no such platform": (["--mode=dry_run", "JAX_PLATFORMS=cuda"], ["JAX_PLATFORMS=cuda", "unset"]),
   "jax's environment": (["--mode=dry_run", "JAX_ENABLE_X64=maybe"], ["JAX_ENABLE_X64", "maybe"]),
+  "a batch that devices cannot share": (
+    ["--mode=dry_run", "--config.train.batch_size=127"],
+    ["train.batch_size", "devices"],
+  ),
   "nothing trained": (["--mode=sample", "--w=1"], ["no checkpoint", "--mode=train"]),
 }
+# of the others, those that a process of its own is started for, which imports everything itself
+FRESH = ("missing data folder",)
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_bad_input_is_one_paragraph(case, tmp_path):
+def test_bad_input_is_one_paragraph(case, command, tmp_path):
   """The thing and the remedy are named, on stderr, with an exit code and without a traceback;
   nothing was trained.
   """
@@ -77,7 +95,8 @@ def test_bad_input_is_one_paragraph(case, tmp_path):
   config = None if options == [None] else "configs/digits.py"
   env = dict(option.split("=") for option in options if option and option.startswith("JAX"))
   options = [option for option in options if option and not option.startswith("JAX")]
-  code, _, stderr = command(f"--workdir={tmp_path}", *options, config=config, **env)
+  run = fresh_command if env or case in FRESH else command
+  code, _, stderr = run(f"--workdir={tmp_path}", *options, config=config, **env)
   error = stderr[stderr.index("error:") :]
   assert code == 1 and "Traceback" not in stderr and len(error.strip().splitlines()) == 1
   for word in words:
@@ -85,7 +104,7 @@ def test_bad_input_is_one_paragraph(case, tmp_path):
   assert not (tmp_path / "checkpoints").exists()
 
 
-def test_another_runs_directory_is_left_alone(workdir):
+def test_another_runs_directory_is_left_alone(command, workdir):
   """Training under another config in a directory that holds a checkpoint: the fields are named, no
   byte changes.
   """
@@ -100,7 +119,7 @@ def test_another_runs_directory_is_left_alone(workdir):
   assert {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file()} == before
 
 
-def test_modes_that_read_make_no_directory(tmp_path):
+def test_modes_that_read_make_no_directory(command, tmp_path):
   """--mode=sample with a mistyped work directory says so and leaves no empty folder behind."""
   code, _, stderr = command(f"--workdir={tmp_path / 'runn'}", "--mode=sample")
   assert code == 1 and "there is no work directory" in stderr and not (tmp_path / "runn").exists()
@@ -115,14 +134,14 @@ def test_modes_that_read_make_no_directory(tmp_path):
     ("-workdir={} -mode sample -w=-2", "w = -2"),
   ],
 )
-def test_both_spellings_of_an_option(spelling, said, workdir, tmp_path):
+def test_both_spellings_of_an_option(command, spelling, said, workdir, tmp_path):
   """--name value is --name=value, and one dash is two, with a --config or without."""
   words = spelling.format(workdir).split()
   code, _, stderr = command(*words, config=None, cwd=tmp_path)
   assert code == 1 and said in stderr and "Traceback" not in stderr
 
 
-def test_the_work_directory_is_in_the_home_folder(tmp_path):
+def test_the_work_directory_is_in_the_home_folder(command, tmp_path):
   """~ in --workdir=~/..., which no shell expands; nothing is made of that name."""
   code, _, stderr = command(
     "--workdir=~/runs/x", "--mode=sample", cwd=tmp_path, HOME=str(tmp_path / "home")
@@ -131,7 +150,7 @@ def test_the_work_directory_is_in_the_home_folder(tmp_path):
   assert not list(tmp_path.iterdir())
 
 
-def test_the_default_work_directory_has_the_configs_name(tmp_path):
+def test_the_default_work_directory_has_the_configs_name(command, tmp_path):
   """Without the option behind the colon."""
   code, _, stderr = command("--mode=sample", config="imagenet64.py:p_uncond=0.2", cwd=tmp_path)
   assert code == 1 and "no work directory 'runs/imagenet64'" in stderr
@@ -139,7 +158,7 @@ def test_the_default_work_directory_has_the_configs_name(tmp_path):
 
 def test_help_lists_the_options():
   """--help names every option of ours."""
-  _, stdout, _ = command("--help")
+  _, stdout, _ = fresh_command("--help")
   for name in (
     "--config",
     "--mode",

@@ -2,7 +2,6 @@
 
 import hashlib
 
-import jax
 import numpy as np
 
 
@@ -34,6 +33,8 @@ def tree_hash(tree):
   """SHA-256 over paths, shapes, dtypes and bytes of a tree of arrays: equal trees, equal hash, on
   any device.
   """
+  import jax  # here alone: the command line flattens configs before it imports jax
+
   digest = hashlib.sha256()
   for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
     leaf = np.ascontiguousarray(leaf)
