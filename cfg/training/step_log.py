@@ -6,6 +6,7 @@ from typing import Any
 import jax
 
 from cfg.base import logs
+from cfg.base.progress import Progress
 from cfg.training.throughput import Throughput
 
 
@@ -23,7 +24,7 @@ class StepLog:
   Args:
     every_steps: steps from one record to the next; 0: no records.
     metrics_log: logs.MetricsLog.
-    progress: logs.Progress.
+    progress: progress.Progress.
     throughput: Throughput.
   """
 
@@ -32,7 +33,7 @@ class StepLog:
     *,
     every_steps: int,
     metrics_log: logs.MetricsLog,
-    progress: logs.Progress,
+    progress: Progress,
     throughput: Throughput,
   ) -> None:
     self._every_steps = every_steps
