@@ -153,7 +153,7 @@ def sample(config, *, mesh, workdir, labels, num, w, seed, ema=None, out=None):
     **program.facts(config),
     **network.facts(networks),
     "nfe": sum(calls.values()),
-    **{f"{role}/nfe": rows for role, rows in calls.items()},
+    **{f"nfe/{role}": rows for role, rows in calls.items()},
   }
   files.write_json(out / "samples.json", {"about": about, "samples": rows})
   return out
