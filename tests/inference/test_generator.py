@@ -10,7 +10,7 @@ import pytest
 from cfg import guidance
 from cfg.base import sharding
 from cfg.base.errors import UserError
-from cfg.features.extractor import Extractor
+from cfg.features.extractor import Extractor, Metric
 from cfg.inference import program
 from cfg.inference.generator import Generator
 from cfg.models import unet
@@ -114,7 +114,12 @@ def test_no_collective_and_one_compilation(network, config, mesh8, measured):
   extractor = None
   if measured:
     extractor = Extractor(
-      "linear", features, np.ones((16, 2), np.float32), {"x": 2}, {"x": "fid"}, {}
+      role="linear",
+      name="linear",
+      apply=features,
+      params=np.ones((16, 2), np.float32),
+      dims={"x": 2},
+      metrics=(Metric("fid", "FID", "x", "frechet"),),
     )
   made = generator(network, config, mesh8, extractor=extractor)
   for w in (0.0, 0.5, 4.0):

@@ -13,7 +13,8 @@ def test_the_paper_s_numbers_beside():
   """Cells of the same w and T, of the whole Inception network alone; their differences; another N
   is said.
   """
-  row = dict(w=0.1, num_steps=256, fid=1.75, inception_score=60.0, num_samples=10_000)
+  row = dict(w=0.1, fid=1.75, inception_score=60.0, num_samples=10_000)
+  row["sampler.num_steps"] = 256
   row["inception/complete"] = True
   paper = imagenet64.get_config().paper
   beside = table.beside_paper([row, {**row, "w": 0.15}, {**row, "w": 4.0, "fid": None}], paper)
@@ -33,7 +34,7 @@ def test_the_paper_s_numbers_beside():
     and imagenet64.get_config("p_uncond=0.3").paper["rows"] == ()
   )
   table_2 = imagenet128.get_config().paper
-  at = lambda num_steps: table.beside_paper([{**row, "num_steps": num_steps}], table_2)
+  at = lambda num_steps: table.beside_paper([{**row, "sampler.num_steps": num_steps}], table_2)
   assert [at(num_steps)["rows"][0]["fid_paper"] for num_steps in (128, 256, 1024)] == [
     5.31,
     4.53,
