@@ -132,7 +132,7 @@ class TorchImages:
     from PIL import Image
 
     if self.part is not None:
-      with Image.open(self.part.root / self.part.names[i]) as file:
+      with Image.open(self.part.path / self.part.places[i].name) as file:
         image, label = np.asarray(file.convert("RGB")), int(self.part.labels[i])
     else:
       image, label = self.source[i].values()

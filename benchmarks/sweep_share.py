@@ -47,31 +47,33 @@ def inception_extractor():
 def seconds_of_batches(extractor, network, *, num_steps, folder):
   """{name: median seconds for BATCH images}, alone and measured."""
   from cfg.base import files, sharding
-  from cfg.inference import generator
+  from cfg.guidance import MAIN
+  from cfg.inference.generator import Generator
+  from cfg.inference.network import make_program, parameters
   from cfg.metrics import statistics as cfg_statistics
 
-  mesh = sharding.make_mesh()
   config = network.config.copy_and_resolve_references()
   config.sampler.update(name="ddim", num_steps=num_steps)
-  made = dict(
-    model=network.model, config=config, image_shape=network.image_shape, mesh=mesh, batch_size=BATCH
+  networks = {MAIN: network}
+  make_generator = functools.partial(
+    Generator, make_program(config, networks), mesh=sharding.make_mesh(), batch_size=BATCH
   )
-  samplers = {
-    "sampling alone": generator.Generator(**made),
-    "sampling and measuring": generator.Generator(**made, extractor=extractor),
+  generators = {
+    "sampling alone": make_generator(),
+    "sampling and measuring": make_generator(extractor=extractor),
   }
   index = np.arange(BATCH)
-  times = {name: [] for name in samplers}
+  times = {name: [] for name in generators}
   for i in range(ROUNDS + 1):
-    for name, sampler in samplers.items():
+    for name, generator in generators.items():
       start = time.perf_counter()
-      for _, pictures, outputs in sampler.batches(
-        network.params, index=index, labels=index % 10, w=1.0, seed=0
+      for batch in generator.batches(
+        parameters(networks), index=index, labels=index % 10, w=1.0, seed=0
       ):
-        arrays = {output: np.asarray(a) for output, a in outputs.items()} or {
-          "pictures": np.asarray(pictures)
+        arrays = {output: np.asarray(a) for output, a in batch.outputs.items()} or {
+          "pictures": np.asarray(batch.images)
         }
-        if outputs:
+        if batch.outputs:
           files.write_npz(pathlib.Path(folder) / "batch.npz", arrays)
           cfg_statistics.SampleStatistics.of(extractor.metrics, arrays)
       times[name] += [time.perf_counter() - start] if i else []
@@ -81,7 +83,7 @@ def seconds_of_batches(extractor, network, *, num_steps, folder):
         file=sys.stderr,
         flush=True,
       )
-  return {name: statistics.median(some) for name, some in times.items()}
+  return {name: statistics.median(seconds) for name, seconds in times.items()}
 
 
 def seconds_of_numbers(extractor):
@@ -110,12 +112,11 @@ def main():
 
   runtime.start(cpu_devices=2)
   from cfg.base import sharding
-  from cfg.inference import network as trained
+  from cfg.inference.network import load_network
 
-  network, extractor = (
-    trained.open_trained(ROOT / "docs/cifar10/cifar10_cpu.safetensors", mesh=sharding.make_mesh()),
-    inception_extractor(),
-  )
+  weights = ROOT / "docs/cifar10/cifar10_cpu.safetensors"
+  network = load_network(weights, mesh=sharding.make_mesh())
+  extractor = inception_extractor()
   print("| T | s an image, sampling | and measuring | measuring adds |\n| --- | --- | --- | --- |")
   with tempfile.TemporaryDirectory() as folder:
     for num_steps in STEPS:

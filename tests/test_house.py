@@ -159,6 +159,6 @@ def test_configs_know_nothing_of_the_package():
 
 
 def test_files_stay_small():
-  """No file of the package is above 350 lines."""
-  long = {module(p): n for p in FILES if (n := len(p.read_text("utf-8").splitlines())) > 350}
+  """No file of the package is above 400 lines."""
+  long = {module(p): n for p in FILES if (n := len(p.read_text("utf-8").splitlines())) > 400}
   assert not long

@@ -193,7 +193,7 @@ def first_cell(committed, folder, *, colab=False, repository="", installed=False
   git = fake / "git"
   git.write_text(
     f"#!{sys.executable}\n{note}import pathlib\n"
-    "for name in ('cfg/trained.py', 'configs/digits.py'):\n"
+    "for name in ('cfg/sampling.py', 'configs/digits.py'):\n"
     "  path = pathlib.Path(sys.argv[-1]) / name\n  path.parent.mkdir(parents=True)\n  "
     "path.touch()\n"
   )
@@ -208,7 +208,7 @@ def first_cell(committed, folder, *, colab=False, repository="", installed=False
   here = folder / "here/notebooks"
   here.mkdir(parents=True)
   for path in (
-    (fake / "cfg/__init__.py", folder / "here/cfg/trained.py", folder / "here/configs/digits.py")
+    (fake / "cfg/__init__.py", folder / "here/cfg/sampling.py", folder / "here/configs/digits.py")
     if installed
     else ()
   ):

@@ -97,6 +97,7 @@ SEED = Values(
 )
 FLAG = Values(lambda value: isinstance(value, (bool, np.bool_)), "True or False")
 TEXT = word()
+PATH = word()  # a file or folder; "" is none
 POSITIVE = number("a finite number above 0", above=0)
 NOT_NEGATIVE = number("a finite number, at least 0", least=0)
 DECAY = number("at least 0 and below 1", least=0, below=1)
@@ -117,7 +118,7 @@ FIELDS: dict[str, Values] = {
   "seed": SEED,
   "cpu_devices": COUNT,
   "data.name": TEXT,
-  "data.path": TEXT,
+  "data.path": PATH,
   "data.resolution": integer(1, "the images' side in pixels"),
   "data.recipe": TEXT,
   "data.num_classes": integer(0, "a whole number, 0 for as many as there are"),
@@ -167,7 +168,7 @@ FIELDS: dict[str, Values] = {
   "watch.w": STRENGTHS,
   "watch.num_samples": integer(2),
   "guidance.rule": TEXT,
-  "guidance.guide": TEXT,
+  "guidance.guide": PATH,
   "guidance.guide_ema": optional(DECAY),
   "guidance.logsnr_min": optional(FINITE),
   "guidance.logsnr_max": optional(FINITE),
@@ -196,13 +197,13 @@ FIELDS: dict[str, Values] = {
   "sweep.ema_decays": several(DECAY),
   "sweep.allow_few": FLAG,
   "sweep.extrapolate": FLAG,
-  "inception.path": TEXT,
-  "inception.reference": TEXT,
+  "inception.path": PATH,
+  "inception.reference": PATH,
   "inception.num_reference": integer(0, "a whole number, 0 for all"),
   "paper.source": TEXT,
   "paper.num_samples": COUNT_OR_0,
   "paper.rows": several(Values(paper_row, "(T or 0 for any, w, FID, IS)")),
-  "judge.path": TEXT,
+  "judge.path": PATH,
   "judge.ch": JUDGE_CH,
   "judge.levels": COUNT,
   "judge.feature_dim": COUNT,
@@ -216,8 +217,7 @@ FIELDS: dict[str, Values] = {
 }
 # of any section: how often something is done
 CADENCE = integer(0, "a number of steps")
-# files and folders; "" is none
-PATHS = ("data.path", "guidance.guide", "inception.path", "inception.reference", "judge.path")
+PATHS = tuple(name for name, values in FIELDS.items() if values is PATH)
 # fields that only networks of other origin have (python -m cfg.interop.adm)
 OPTIONAL = (
   "model.norm_eps",

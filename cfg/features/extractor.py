@@ -51,6 +51,7 @@ class Source(NamedTuple):
 
   Attributes:
     wanted: config -> whether it asks for this extractor.
+    remedy: how a config asks for it, as an imperative.
     check: (config, *, dataset) raises UserError if it cannot measure such images.
     outline: (config, *, dataset) -> the Extractor as far as it is known before training: its
       metrics and dims.
@@ -58,6 +59,7 @@ class Source(NamedTuple):
   """
 
   wanted: Callable[..., bool]
+  remedy: str
   check: Callable[..., None]
   outline: Callable[..., Extractor]
   load: Callable[..., Extractor]

@@ -107,4 +107,6 @@ def _read(path, mtime_ns, size):
 
 
 # weights are all there is: its outline is the extractor itself
-SOURCE = Source(wanted=_wanted, check=_check, outline=_load, load=_load)
+SOURCE = Source(
+  wanted=_wanted, remedy="give inception.path", check=_check, outline=_load, load=_load
+)

@@ -102,7 +102,7 @@ def _shape(image_shape):
 
 def _path(config):
   """judge.path; a work directory may hold a config that is older than the field."""
-  return config.judge.get("path", "")
+  return config.judge.path
 
 
 def trained(config, *, dataset, workdir) -> Extractor:
@@ -130,10 +130,11 @@ def trained(config, *, dataset, workdir) -> Extractor:
   stored = _read(path, identity)
   if stored is None:
     stored = _train(config, model=model, dataset=dataset)
-    stored[1]["identity"] = identity
+    stored[1].update(identity=identity, data_name=dataset.name)
     _write(path, *stored)
   params, info = stored
-  return judge.make_extractor(model=model, params=params, dataset_name=dataset.name, info=info)
+  # the name that the data had then: a folder that was renamed since holds the same images
+  return judge.make_extractor(model=model, params=params, dataset_name=info["data_name"], info=info)
 
 
 def published(config, *, dataset, workdir) -> Extractor:
@@ -225,4 +226,10 @@ def _read_accuracy(path, identity):
     return None
 
 
-SOURCE = Source(wanted=wanted, check=check, outline=outline, load=load)
+SOURCE = Source(
+  wanted=wanted,
+  remedy="give judge.path or train a judge (judge.num_steps)",
+  check=check,
+  outline=outline,
+  load=load,
+)

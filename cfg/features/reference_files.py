@@ -76,14 +76,15 @@ def open_reference(path, *, extractor: Extractor) -> Reference | Images:
   statistics = reference.read(path, dims=extractor.dims)
   ours = extractor.info["weights_sha256"]
   theirs = statistics.about.get("extractor_sha256", ours)
+  file = extractor.info.get("file", extractor.name)
   if theirs != ours:
     raise UserError(
       f"the reference {str(path)!r} was made with the weights {theirs[:8]}, these are {ours[:8]} "
-      f"({extractor.info['file']}): use the same file, or make the reference again."
+      f"({file}): use the same file, or make the reference again."
     )
   if not statistics.gaussians.keys() & set(extractor.outputs("frechet")):
     raise UserError(
-      f"nothing can be measured against {str(path)!r}: the weights ({extractor.info['file']}) have "
+      f"nothing can be measured against {str(path)!r}: the weights ({file}) have "
       f"no {' and no '.join(statistics.gaussians)}, which is all that the reference has. Use "
       "weights that have it, or give the real images themselves."
     )

@@ -27,10 +27,8 @@ def outlines(config, *, dataset) -> tuple[Extractor, ...]:
 def check(config, *, dataset) -> None:
   """Raise UserError if there is nothing to measure in, or an extractor is not for such images."""
   if not _wanted(config):
-    raise UserError(
-      "there is no network to measure samples in: give inception.path or judge.path, or train a "
-      "judge (judge.num_steps)."
-    )
+    remedies = ", or ".join(source.remedy for source in SOURCES)
+    raise UserError(f"there is no network to measure samples in: {remedies}.")
   for source in _wanted(config):
     source.check(config, dataset=dataset)
 

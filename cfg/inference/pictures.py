@@ -146,14 +146,14 @@ def sample(config, *, mesh, workdir, labels, num, w, seed, ema=None, out=None):
     row_names=figures.class_titles(names, chosen),
     column_names=[str(i) for i in range(num)],
     row_title="class",
-    column_title=f"sample index; w = {w:g} (scale = {1 + w:g}), seed {seed}",
+    column_title=f"sample index; {table.strength_text(strength)}, seed {seed}",
   )
   calls = generator.nfe(w)
   about = {
     **program.facts(config),
     **network.facts(networks),
     "nfe": sum(calls.values()),
-    **{f"{role}/nfe": rows for role, rows in calls.items()},
+    **{f"nfe/{role}": rows for role, rows in calls.items()},
   }
   files.write_json(out / "samples.json", {"about": about, "samples": rows})
   return out

@@ -204,7 +204,7 @@ def check(config: ConfigDict, strengths: Iterable[float], *, where: str = "w") -
     UserError: settings that cannot be combined, a rule that this network cannot be guided by at
       these strengths, or a second network that is not given, or given for nothing.
   """
-  from_config(config, image_shape=(1, 1, 1), null_label=0, networks={})
+  rule = from_config(config, image_shape=(1, 1, 1), null_label=0, networks={}).rule
   arguments, section = _rule_arguments(config), config.guidance
   if "role" in arguments and not section.guide:
     raise UserError(
@@ -212,12 +212,11 @@ def check(config: ConfigDict, strengths: Iterable[float], *, where: str = "w") -
       "or weights file, --config.guidance.guide=PATH."
     )
   if "role" not in arguments and section.guide:
+    able = [name for name, make in guidance.RULES.items() if "role" in _parameters(make)]
     raise UserError(
       f"guidance.guide is {section.guide!r}, but guidance.rule {section.rule!r} has no use for a "
-      "second network: set --config.guidance.rule=second_network, or leave guide empty."
+      f"second network: choose another rule ({', '.join(able)}), or leave guide empty."
     )
-  strengths = list(strengths)
-  config_lib.check_conditional(config, strengths)
   strengths = list(strengths)
   guided = [w for w in strengths if w != 0]
   if guided and not arguments:
@@ -227,8 +226,8 @@ def check(config: ConfigDict, strengths: Iterable[float], *, where: str = "w") -
     )
   if "null_label" not in arguments:
     config_lib.check_conditional(config, strengths)
-  elif section.rule == "cfg_plus_plus":
-    config_lib.check_guidable(config, [1.0])  # every lambda takes both branches
+  elif rule.unguided is None:
+    config_lib.check_guidable(config, [1.0])  # every strength takes both branches
   else:
     config_lib.check_guidable(config, strengths)
 
@@ -248,7 +247,12 @@ def usable(config: ConfigDict, strengths: Iterable[float]) -> tuple[float, ...]:
 
 def _rule_arguments(config) -> set[str]:
   """The names of the arguments of the config's rule."""
-  return set(inspect.signature(_chosen(config.guidance, "guidance", "rule")).parameters)
+  return _parameters(_chosen(config.guidance, "guidance", "rule"))
+
+
+def _parameters(constructor: Callable) -> set[str]:
+  """The names of the arguments of a constructor."""
+  return set(inspect.signature(constructor).parameters)
 
 
 def _chosen(section, name: str, field: str) -> Callable:
@@ -263,22 +267,21 @@ def _construct(section, name: str, field: str, **more):
   """What that constructor makes of the section's fields, and of `more`."""
   constructor = _chosen(section, name, field)
   values = {**section.to_dict(), **more}
-  return constructor(**{key: values[key] for key in inspect.signature(constructor).parameters})
+  return constructor(**{key: values[key] for key in _parameters(constructor)})
 
 
 def _unused(section: Mapping[str, Any], name: str) -> set[str]:
   """Arguments of constructors of a section that are not chosen, and of none that is."""
-  parameters = lambda constructor: set(inspect.signature(constructor).parameters)
   used: set[str] = set()
   known: set[str] = set()
   for field, table in CHOICES.get(name, {}).items():
-    used |= parameters(table[section[field]])
-    known = known.union(*map(parameters, table.values()))
+    used |= _parameters(table[section[field]])
+    known = known.union(*map(_parameters, table.values()))
   return known - used
 
 
 def _reads_eps(name: str, section) -> bool:
   """Whether a sampler of that name reads Estimate.eps."""
   constructor = sampling.SAMPLERS[name]
-  values = {key: section[key] for key in inspect.signature(constructor).parameters}
+  values = {key: section[key] for key in _parameters(constructor)}
   return constructor(**values).reads_eps

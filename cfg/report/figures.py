@@ -59,7 +59,7 @@ class Panel(NamedTuple):
   lines: Mapping[Metric, str]
 
 
-def write_curve(path, *, series, panels, trade, real, title) -> None:
+def write_curve(path, *, series, panels, trade, real, title, symbol="w") -> None:
   """Metrics against w, and one against another as in the paper's figures 4 and 5.
 
   Args:
@@ -69,13 +69,14 @@ def write_curve(path, *, series, panels, trade, real, title) -> None:
     trade: (Metric, Metric) of the last plot, x and y; None for no such plot.
     real: a row of real images, or None.
     title: of the figure.
+    symbol: what the strength is called.
   """
   count = len(panels) + (trade is not None)
   rows = -(-count // COLUMNS)
   figure = matplotlib.figure.Figure(figsize=(13, 3.6 * rows + 0.4), layout="constrained", dpi=120)
   axes = figure.subplots(rows, min(count, COLUMNS), squeeze=False).ravel()
   for place, panel in zip(axes, panels):
-    _against_strength(place, panel, series=series, real=real)
+    _against_strength(place, panel, series=series, real=real, symbol=symbol)
   if trade is not None:
     _trade(axes[count - 1], *trade, series=series, real=real)
   for place in axes[count:]:
@@ -117,7 +118,7 @@ def _values(rows, metric):
   return get(metric.key), get(metric.err)
 
 
-def _against_strength(axes, panel, *, series, real):
+def _against_strength(axes, panel, *, series, real, symbol):
   colours = iter(COLOURS * len(series))
   first = next(iter(panel.lines)).key
   for metric, name in panel.lines.items():
@@ -142,9 +143,9 @@ def _against_strength(axes, panel, *, series, real):
       label=f"real held-out images, N={real['num_samples']}",
     )
   axes.set(
-    xlabel="guidance strength w",
+    xlabel=f"guidance strength {symbol}",
     ylabel=f"{panel.title} ({panel.better} is better)" if panel.better else panel.title,
-    title=f"{panel.title} against w",
+    title=f"{panel.title} against {symbol}",
   )
   if panel.better == "lower":
     axes.set_ylim(bottom=0)

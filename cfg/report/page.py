@@ -74,12 +74,15 @@ def write(workdir: pathlib.Path, report: Report) -> dict:
     label = table.label_of(series.rows[0], differing)
     name = table.file_name_of(series.rows[0], differing)
     path = workdir / (f"grid_{name}.png" if i else "grid.png")
-    _write_grid(path, series.pictures, label=label, dataset=report.dataset)
+    _write_grid(path, series, label=label, dataset=report.dataset)
   files.write_json(workdir / "sweep.json", content)  # last: it says that the rest is there
   return content
 
 
-def _write_grid(path, pictures, *, label, dataset):
+def _write_grid(path, series, *, label, dataset):
+  pictures = series.pictures
+  symbol = table.symbol_of(series.rows)
+  scale = "  (scale = 1 + w)" if symbol == table.PAPERS else ""
   strengths = list(pictures)
   count = min(dataset.num_classes, figures.MOST_ROWS, len(pictures[strengths[0]]))
   figures.write_grid(
@@ -87,7 +90,7 @@ def _write_grid(path, pictures, *, label, dataset):
     np.stack([pictures[w][:count] for w in strengths], axis=1),
     row_names=figures.class_titles(dataset.class_names, range(count)),
     column_names=[f"{w:g}" for w in strengths],
-    column_title="guidance strength w  (scale = 1 + w); the same noise along a "
+    column_title=f"guidance strength {symbol}{scale}; the same noise along a "
     f"row{label and '; '}{label}",
     row_title="class",
   )
@@ -115,14 +118,16 @@ def write_curve(path: pathlib.Path, content: Mapping) -> None:
   num_steps = about.get("sampler.num_steps")
   steps = "" if num_steps is None else f", T = {num_steps}"
   published = "" if table.INCEPTION in roles(metrics) else ", not Inception's"
+  symbol = table.symbol_of(content["rows"])
   figures.write_curve(
     path,
     series=variants,
     panels=panels(metrics, content["rows"], several=len(variants) > 1),
     trade=(scores[0], frechet[0]) if scores and frechet else None,
     real=next(iter(content["references"]), None),
-    title=f"Classifier-free guidance on {data}: {about['sweep.num_samples']} samples per w{steps}; "
-    f"features of {names}{published}",
+    title=f"Classifier-free guidance on {data}: {about['sweep.num_samples']} samples per {symbol}"
+    f"{steps}; features of {names}{published}",
+    symbol=symbol,
   )
 
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from cfg.metrics.metric import HELDOUT, TRAIN, Metric, fact, roles
 
 INCEPTION = "inception"
+PAPERS = "w"  # the strength of rules that have the paper's, of which scale is 1 + w
 FEW = "a Fréchet distance of no more images than features means little."
 
 
@@ -59,6 +60,18 @@ def read(workdir) -> dict | None:
   """The content of sweep.json, or None."""
   path = pathlib.Path(workdir) / "sweep.json"
   return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def symbol_of(rows: Iterable[Mapping]) -> str:
+  """What the strength of these rows is called: the paper's "w", or "lambda"."""
+  return " or ".join(sorted({row.get("strength", PAPERS) for row in rows}))
+
+
+def strength_text(row: Mapping) -> str:
+  """The strength of a row in words: "w = 0.3 (scale = 1.3)", or "lambda = 0.3"."""
+  symbol = symbol_of([row])
+  scale = f" (scale = {1 + row['w']:g})" if symbol == PAPERS else ""
+  return f"{symbol} = {row['w']:g}{scale}"
 
 
 def to_json(metrics: Iterable[Metric]) -> list[dict]:
@@ -113,7 +126,7 @@ def one_line(row: Mapping, metrics: Iterable[Metric]) -> str:
     for metric in metrics
     if metric.against == TRAIN and row.get(metric.key) is not None
   )
-  return f"w = {row['w']:g} (scale {row['scale']:g}): {numbers}"
+  return f"{strength_text(row)}: {numbers}"
 
 
 def table(content: Mapping) -> str:
@@ -122,12 +135,12 @@ def table(content: Mapping) -> str:
   texts = [_role_table(content, [m for m in metrics if m.role == role]) for role in roles(metrics)]
   if "paper" in content:
     texts.append(paper_table(content["paper"]))
-  return "\n".join([*texts, _footnote(content["about"], metrics)])
+  return "\n".join([*texts, _footnote(content, metrics)])
 
 
 def _role_table(content, metrics):
   axes = axes_of(content["rows"])
-  header = ["w", "scale", *(axis.title for axis in axes)]
+  header = [symbol_of(content["rows"]), "scale", *(axis.title for axis in axes)]
   for metric in metrics:
     header += [metric.title, "±"]
   real = [
@@ -188,14 +201,15 @@ def measured_in(about: Mapping, metrics: Sequence[Metric]) -> list[str]:
   return lines
 
 
-def _footnote(about, metrics):
+def _footnote(content, metrics):
+  about = content["about"]
   lines = measured_in(about, metrics)
   if about["sweep.allow_few"]:
     lines.append(f"sweep.allow_few: {FEW}")
-  if about.get("guidance.rule") == "cfg_plus_plus":
-    lines.append(
-      "w is the lambda of CFG++, not the paper's strength: 0 is the unconditional model."
-    )
+  symbol = symbol_of(content["rows"])
+  if symbol != PAPERS:
+    rule = about["guidance.rule"]
+    lines.append(f"{symbol} is the strength of guidance.rule {rule!r}, not the paper's w.")
   settings = ", ".join(text.format(about[name]) for name, text in SETTINGS.items() if name in about)
   return "\n".join([*lines, f"'real' is the held-out split. {settings}."])
 
@@ -217,7 +231,7 @@ def image_table(row: Mapping) -> str:
 
 def difference_table(first: Mapping, second: Mapping, metrics: Sequence[Metric]) -> str:
   """The numbers of two rows side by side, and how much larger the second's are."""
-  head = f"w = {first['w']:g} (scale = {1 + first['w']:g})" if "w" in first else ""
+  head = strength_text(first) if "w" in first else ""
   lines = [[head, "first", "second", "difference"]]
   for metric in metrics:
     a = first[metric.key]

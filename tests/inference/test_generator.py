@@ -10,7 +10,7 @@ import pytest
 from cfg import guidance
 from cfg.base import sharding
 from cfg.base.errors import UserError
-from cfg.features.extractor import Extractor
+from cfg.features.extractor import Extractor, Metric
 from cfg.inference import program
 from cfg.inference.generator import Generator
 from cfg.models import unet
@@ -113,7 +113,12 @@ def test_no_collective_and_one_compilation(network, config, mesh8, measured):
   extractor = None
   if measured:
     extractor = Extractor(
-      "linear", features, np.ones((16, 2), np.float32), {"x": 2}, {"x": "fid"}, {}
+      role="linear",
+      name="linear",
+      apply=features,
+      params=np.ones((16, 2), np.float32),
+      dims={"x": 2},
+      metrics=(Metric("fid", "FID", "x", "frechet"),),
     )
   made = generator(network, config, mesh8, extractor=extractor)
   for w in (0.0, 0.5, 4.0):
@@ -167,9 +172,9 @@ def test_a_guide_of_another_architecture(network, config, mesh1):
     ("sampler", dict(logsnr_max=30.0), "beyond the schedule's"),
     ("sampler", dict(logsnr_min=5.0, logsnr_max=4.0), "logsnr_min must be below"),
     ("guidance", dict(rule="cfg"), "classifier_free"),
-    ("guidance", dict(rule="cfg_plus_plus"), "choose one of ddim, heun"),
+    ("guidance", dict(rule="cfg_plus_plus"), "choose one of ddim, "),
     ("guidance", dict(rule="second_network"), "needs a second network"),
-    ("guidance", dict(guide="runs/x"), "has no use for a second network"),
+    ("guidance", dict(guide="runs/x"), r"no use for a second network.*\(second_network"),
     ("guidance", dict(rule="conditional"), "does not guide"),
     ("guidance", dict(rule="conditional", logsnr_min=0.0), "no unguided form"),
     ("guidance", dict(logsnr_min=2.0, logsnr_max=1.0), "empty"),
@@ -180,6 +185,16 @@ def test_what_cannot_be_combined_is_refused(config, section, values, words):
   config[section].update(values)
   with pytest.raises(UserError, match=words):
     program.check(config, [0.0, 1.0])
+
+
+def test_a_rule_that_always_takes_both_branches_needs_both(config):
+  """A rule without an unguided form is refused at any strength, 0 too, where one was not learnt."""
+  config.sampler.name = "ddim"
+  config.train.p_uncond = 0.0
+  program.check(config, [0.0])
+  config.guidance.rule = "cfg_plus_plus"
+  with pytest.raises(UserError, match="never learnt the unconditional model"):
+    program.check(config, [0.0])
 
 
 def test_facts_are_whole_sections_less_what_is_not_in_use(config):

@@ -13,7 +13,8 @@ def test_the_paper_s_numbers_beside():
   """Cells of the same w and T, of the whole Inception network alone; their differences; another N
   is said.
   """
-  row = dict(w=0.1, num_steps=256, fid=1.75, inception_score=60.0, num_samples=10_000)
+  row = dict(w=0.1, fid=1.75, inception_score=60.0, num_samples=10_000)
+  row["sampler.num_steps"] = 256
   row["inception/complete"] = True
   paper = imagenet64.get_config().paper
   beside = table.beside_paper([row, {**row, "w": 0.15}, {**row, "w": 4.0, "fid": None}], paper)
@@ -33,7 +34,7 @@ def test_the_paper_s_numbers_beside():
     and imagenet64.get_config("p_uncond=0.3").paper["rows"] == ()
   )
   table_2 = imagenet128.get_config().paper
-  at = lambda num_steps: table.beside_paper([{**row, "num_steps": num_steps}], table_2)
+  at = lambda num_steps: table.beside_paper([{**row, "sampler.num_steps": num_steps}], table_2)
   assert [at(num_steps)["rows"][0]["fid_paper"] for num_steps in (128, 256, 1024)] == [
     5.31,
     4.53,
@@ -57,6 +58,24 @@ def test_numbers_keep_the_format_of_their_metric():
     "45.7%",
   ]
   assert table.number(fid, None) == "-"
+
+
+def test_a_strength_that_is_not_the_papers_has_its_own_name():
+  """lambda of CFG++ in sentence, table and footnote, without a scale; the paper's w has one, and a
+  row of an earlier version is of w.
+  """
+  fid = Metric("fid", "FID", "pool_3", "frechet", "lower", role="inception")
+  row = {"w": 0.5, "scale": None, "strength": "lambda", "fid": 2.0, "num_samples": 9, "nfe": 8}
+  assert table.one_line(row, [fid]) == "lambda = 0.5: FID 2.000"
+  about = {"sweep.allow_few": False, "guidance.rule": "any"}
+  text = table.table(
+    {"metrics": table.to_json([fid]), "rows": [row], "references": [], "about": about}
+  )
+  assert text.split()[0] == "lambda" and "lambda is the strength of guidance.rule 'any'" in text
+  assert "lambda = 0.5 " in table.difference_table(row, row, [fid])
+  papers = {**row, "scale": 1.5}
+  del papers["strength"]
+  assert table.one_line(papers, [fid]) == "w = 0.5 (scale = 1.5): FID 2.000"
 
 
 def test_metrics_survive_json():

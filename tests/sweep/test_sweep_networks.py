@@ -198,7 +198,7 @@ def test_rows_say_what_made_them(done, data):
   assert row["inception/train_sha256"] != row["inception/heldout_sha256"]
   assert "299x299" in row["inception/resize"]
   assert "half to even" in row["uint8"]
-  assert row["dtype"] == "float32"
+  assert row["main/dtype"] == "float32"
   assert row.keys() == content["rows"][0].keys()
   for metric in table.from_json(content["metrics"]):
     assert metric.key in row and metric.err in row
@@ -395,7 +395,11 @@ def colours(sha256):
   )
   get = lambda config, *, dataset, workdir=None: extractor
   return extractor_lib.Source(
-    wanted=lambda config: True, check=lambda config, *, dataset: None, outline=get, load=get
+    wanted=lambda config: True,
+    remedy="ask for colours",
+    check=lambda config, *, dataset: None,
+    outline=get,
+    load=get,
   )
 
 
@@ -534,8 +538,8 @@ def test_the_weights_are_not_complete(done, data, mesh1, stand_in):
       dict(inception=dict(path=""), judge=dict(num_steps=0)),
       "no network to measure samples in: give inception.path",
     ),
-    (dict(sweep=dict(num_steps=(2, 0))), "sampler section cannot be used"),
-    (dict(sweep=dict(sampler=("heun",))), "heun"),
+    (dict(sweep=dict(num_steps=(2, 0))), "section sampler cannot be used: num_steps"),
+    (dict(sweep=dict(sampler=("hoin",))), "did you mean 'heun'"),
   ],
 )
 def test_what_no_sweep_can_measure_is_told_before_training(stand_in, data, mesh1, sections, words):

@@ -10,7 +10,8 @@ import pytest
 
 from cfg.base import logs
 from cfg.base.errors import UserError
-from cfg.training import loop
+from cfg.models import unet
+from cfg.training import loop, previews
 from cfg.training import state as train_state
 from cfg.training.step_log import due
 from cfg.training.throughput import Throughput
