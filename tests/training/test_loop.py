@@ -36,7 +36,7 @@ def small_config(*, side=None):
 @pytest.fixture
 def shallow(config):
   """Gives the config one level."""
-  config.update(small_config())
+  config.model.update(ch_mult=(1,), attn_resolutions=())
 
 
 def set_up(config, mesh):
