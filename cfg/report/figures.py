@@ -72,9 +72,10 @@ def write_curve(path, *, series, panels, trade, real, title, symbol="w") -> None
     symbol: what the strength is called.
   """
   count = len(panels) + (trade is not None)
-  rows = -(-count // COLUMNS)
+  columns = 2 if count == 4 else min(count, COLUMNS)
+  rows = -(-count // columns)
   figure = matplotlib.figure.Figure(figsize=(13, 3.6 * rows + 0.4), layout="constrained", dpi=120)
-  axes = figure.subplots(rows, min(count, COLUMNS), squeeze=False).ravel()
+  axes = figure.subplots(rows, columns, squeeze=False).ravel()
   for place, panel in zip(axes, panels):
     _against_strength(place, panel, series=series, real=real, symbol=symbol)
   if trade is not None:
