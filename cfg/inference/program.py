@@ -275,7 +275,7 @@ def _unused(section: Mapping[str, Any], name: str) -> set[str]:
   used: set[str] = set()
   known: set[str] = set()
   for field, table in CHOICES.get(name, {}).items():
-    used |= _parameters(table[section[field]])
+    used |= _parameters(_chosen(section, name, field))
     known = known.union(*map(_parameters, table.values()))
   return known - used
 

@@ -115,9 +115,8 @@ def test_a_folder_becomes_a_swept_model(tmp_path):
     "zebra",
     "猫",
   ) and network.image_shape == (8, 8, 3)
-  assert content["about"]["data"] == "mine" and content["about"]["judge/name"].startswith(
-    "mine-judge-"
-  )
+  assert content["about"]["main/data"] == "mine"
+  assert content["about"]["judge/name"].startswith("mine-judge-")
   assert content["references"][0]["num_samples"] == 3 and "precision" not in content["rows"][0]
 
 
@@ -247,7 +246,7 @@ def test_real_jpegs_through_the_imagenet64_pipeline(tiny_imagenet, tmp_path, mod
   )
   if mode == "all":
     content, network = check_run(tmp_path, num_classes=10, num_samples=20)
-    assert content["references"][0]["num_samples"] == 20 and content["about"]["data"] == "tiny"
+    assert content["references"][0]["num_samples"] == 20 and content["about"]["main/data"] == "tiny"
   else:
     check_losses(tmp_path)
     network = network_lib.load_network(tmp_path)

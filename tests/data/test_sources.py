@@ -171,7 +171,7 @@ def test_every_epoch_is_a_new_permutation(digits, batches):
 def test_stream_refuses_uneven_hosts(digits):
   """A batch that hosts cannot share is an error."""
   with pytest.raises(UserError, match="3 hosts"):
-    stream(digits.train, host_count=3)
+    stream(digits.train, shard=(0, 3))
 
 
 def test_epoch_batches_cover_everything_once(digits):
