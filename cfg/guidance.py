@@ -247,7 +247,7 @@ def _projection(a: Array, onto: Array) -> Array:
 def interval(rule: Rule, *, logsnr_min: float | None, logsnr_max: float | None) -> Rule:
   """`rule` where logsnr_min <= logsnr < logsnr_max, its unguided form elsewhere.
 
-  Kynkaanniemi et al. 2024 (arXiv 2404.07724), whose interval (sigma_lo, sigma_hi] is ours of
+  Kynkäänniemi et al. 2024 (arXiv 2404.07724), whose interval (sigma_lo, sigma_hi] is ours of
   logsnr = -2 log sigma. Outside, the second branch is not computed.
 
   Args:
