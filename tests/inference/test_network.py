@@ -247,7 +247,7 @@ def test_the_command_line_finds_the_config_itself(imported):
   )
   assert done.returncode == 0, done.stderr
   about = json.loads((work / "samples" / "w0_seed0" / "samples.json").read_text())["about"]
-  assert about["sampler"] == "ddim" and about["num_steps"] == 2
+  assert about["sampler.name"] == "ddim" and about["sampler.num_steps"] == 2
   for mode in ("train", "dry_run"):
     refused = run(f"--mode={mode}", "--config.data.name=synthetic", "--config.data.num_images=8")
     assert refused.returncode == 1 and "imported weights" in refused.stderr
