@@ -134,8 +134,8 @@ def check_trainable(config: ConfigDict, *, mesh: jax.sharding.Mesh) -> None:
       raise UserError(
         f"{name} is {given[name]}: it must be {meaning}. Set it with --config.{name}=..."
       )
-  if config.watch.every_steps:
-    program.check(config, config.watch.w, where="watch.w")
+  # a rule or a sampler that cannot be is refused even if nothing is drawn while training
+  program.check(config, config.watch.w if config.watch.every_steps else (), where="watch.w")
   sharding.check_batch_size(mesh, "train.batch_size", train.batch_size, parts=train.accumulate)
 
 

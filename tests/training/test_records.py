@@ -225,6 +225,8 @@ def test_one_listener_a_process(monkeypatch):
     ("heldout", {"every_steps": -1}, "heldout.every_steps is -1"),
     ("train", {"heldout_every_steps": 3}, "is called heldout.every_steps now"),
     ("watch", {"every_steps": 2, "w": (0.0, 1.0)}, "w = 1 .*train.p_uncond is 0"),
+    ("guidance", {"rule": "second_network"}, "needs a second network"),
+    ("sampler", {"name": "hoin"}, "did you mean 'heun'"),
   ],
 )
 def test_settings_are_refused_before_training(
