@@ -69,7 +69,8 @@ def sweep(run):
 
 def sample(run):
   """--mode=sample."""
-  from cfg.inference import pictures
+  from cfg.inference import pictures, program
+  from cfg.report import table
 
   w = pictures.parse_strength(w=W.value, scale=SCALE.value)
   out = pictures.sample(
@@ -83,7 +84,9 @@ def sample(run):
     ema=EMA.value,
     out=out_path(),
   )
-  print(f"w = {w:g} (scale = {1 + w:g}): pictures, grid.png and samples.json are in {out}")
+  strength = program.strength_facts(program.make_rule(run.config.guidance, null_label=0), w)
+  said = table.strength_text(strength)
+  print(f"{said}: pictures, grid.png and samples.json are in {out}")
 
 
 def export(run):
