@@ -34,6 +34,16 @@ def q_sample(*, x: Array, eps: Array, logsnr: Array) -> Array:
   return expand(alpha(logsnr), x) * x + expand(sigma(logsnr), x) * eps
 
 
+def noised(*, z_s: Array, noise: Array, logsnr_s: Array, logsnr_t: Array) -> Array:
+  """z_t = (alpha_t / alpha_s) z_s + sqrt(1 - r) sigma_t noise, r = exp(lambda_t - lambda_s).
+
+  q(z_t | z_s) (P section 2); where the levels are equal, z_s itself.
+  """
+  log_ratio = 0.5 * (jax.nn.log_sigmoid(logsnr_t) - jax.nn.log_sigmoid(logsnr_s))
+  std = jnp.sqrt(-jnp.expm1(logsnr_t - logsnr_s)) * sigma(logsnr_t)
+  return expand(jnp.exp(log_ratio), z_s) * z_s + expand(std, z_s) * noise
+
+
 def x_from_eps(*, z: Array, eps: Array, logsnr: Array) -> Array:
   """x_hat = (z - sigma eps) / alpha (P equation 5)."""
   return (z - expand(sigma(logsnr), z) * eps) / expand(alpha(logsnr), z)

@@ -6,6 +6,7 @@ arguments are fields of the config's section `sampler`. `t` is the level at hand
 cleaner one.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -48,12 +49,14 @@ class Sampler(NamedTuple):
       true at the grid's end, where only x_hat is kept: a second call of denoise must be skipped.
     levels: (logsnr_t, logsnr_s, or None at the end) -> the levels at which it calls denoise.
     reads_eps: whether Estimate.eps decides the step, as rules that set it need.
+    stochastic: whether `noise` decides it, so that z_1 is forgotten on the way.
   """
 
   init: Callable[[Array], Memory]
   step: Callable[..., tuple[Array, Array, Memory, Memory, Mapping[str, Array]]]
   levels: Callable[[float, float | None], tuple[float, ...]]
   reads_eps: bool
+  stochastic: bool
 
 
 def ancestral(*, var_interp: float) -> Sampler:
@@ -79,35 +82,84 @@ def ancestral(*, var_interp: float) -> Sampler:
     z = mean + jnp.exp(0.5 * logvar) * noise
     return z, estimate.x, memory, rule_memory, estimate.aux
 
-  return Sampler(_nothing, step, _one_level, reads_eps=False)
+  return Sampler(_nothing, step, _one_level, reads_eps=False, stochastic=True)
 
 
-def ddim() -> Sampler:
-  """z_s = alpha_s x_hat + sigma_s eps_hat.
+def ddim(*, eta: float = 0.0) -> Sampler:
+  """z_s = alpha_s x_hat + sigma_s (sqrt(1 - eta^2 (1 - r)) eps_hat + eta sqrt(1 - r) noise).
 
-  DDIM with eta = 0 (Song et al. 2021, arXiv 2010.02502, equation 12), as arXiv
-  2202.00512 equation 8 writes it. eps_hat follows x_hat, limited or not.
+  r = exp(lambda_t - lambda_s). DDIM (Song et al. 2021, arXiv 2010.02502, equations 12 and 16), with
+  eta = 0 as arXiv 2202.00512 equation 8 writes it. eps_hat follows x_hat, limited or not.
+
+  Args:
+    eta: in [0, 1]: 0 draws no noise, 1 is `ancestral` with v = 0.
+
+  Raises:
+    ValueError: it is not.
   """
+  _check_eta(eta)
 
   def step(denoise, z, memory, rule_memory, *, logsnr_t, logsnr_s, noise, last):
-    del noise, last
+    del last
     estimate, rule_memory = denoise(z, logsnr_t, rule_memory)
-    z = diffusion.q_sample(x=estimate.x, eps=estimate.eps, logsnr=logsnr_s)
+    if eta == 0:
+      z = diffusion.q_sample(x=estimate.x, eps=estimate.eps, logsnr=logsnr_s)
+      return z, estimate.x, memory, rule_memory, estimate.aux
+    fresh = -jnp.expm1(logsnr_t - logsnr_s)
+    eps = jnp.sqrt(1 - eta**2 * fresh) * estimate.eps + eta * jnp.sqrt(fresh) * noise
+    z = diffusion.q_sample(x=estimate.x, eps=eps, logsnr=logsnr_s)
     return z, estimate.x, memory, rule_memory, estimate.aux
 
-  return Sampler(_nothing, step, _one_level, reads_eps=True)
+  return Sampler(_nothing, step, _one_level, reads_eps=True, stochastic=eta > 0)
 
 
-def heun() -> Sampler:
+def heun(
+  *,
+  churn: float = 0.0,
+  churn_noise: float = 1.0,
+  churn_logsnr_min: float | None = None,
+  churn_logsnr_max: float | None = None,
+  num_levels: int = 1,
+  lowest: float = -math.inf,
+) -> Sampler:
   """z_s = z'_s + alpha_s (s_s - s_t) (eps'_s - eps_t) / 2, z'_s being DDIM's and s = sigma / alpha.
 
   The trapezoid rule for d(z / alpha) / ds = eps (Karras et al. 2022, arXiv 2206.00364, algorithm
   1), of second order. eps'_s is measured at z'_s, in a second call; of the two calls the first's
   memory of the rule is kept. At the grid's end there is one call.
+
+  With churn (their algorithm 2) a step begins with noise that takes z_t back to the level where s
+  is (1 + g) times as large, g = min(churn / num_levels, sqrt(2) - 1), and t is that level.
+
+  Args:
+    churn: their S_churn, at least 0; 0 draws no noise.
+    churn_noise: their S_noise, by which that noise is multiplied, above 0.
+    churn_logsnr_min: it comes from this log-SNR on, -2 log of their S_tmax; None for no end.
+    churn_logsnr_max: and up to this one, -2 log of their S_tmin; None for no end.
+    num_levels: T.
+    lowest: the lowest log-SNR that a network knows, below which none goes back.
+
+  Raises:
+    ValueError: churn or churn_noise is not.
   """
+  if not churn >= 0 or not churn_noise > 0:
+    raise ValueError(
+      f"churn must be at least 0 and churn_noise above 0, got {churn} and {churn_noise}"
+    )
+  back = np.float32(2 * math.log1p(min(churn / num_levels, math.sqrt(2) - 1)))
+  low = np.float32(-math.inf if churn_logsnr_min is None else churn_logsnr_min)
+  high = np.float32(math.inf if churn_logsnr_max is None else churn_logsnr_max)
+
+  def churned(logsnr, xp=jnp):
+    """The level at which a step begins; in f32 on the host, as the device has it."""
+    where = (logsnr >= low) & (logsnr <= high)
+    return xp.where(where, xp.maximum(logsnr - back, np.float32(lowest)), logsnr)
 
   def step(denoise, z, memory, rule_memory, *, logsnr_t, logsnr_s, noise, last):
-    del noise
+    if churn > 0:
+      logsnr, logsnr_t = logsnr_t, churned(logsnr_t)
+      noise = churn_noise * noise
+      z = diffusion.noised(z_s=z, noise=noise, logsnr_s=logsnr, logsnr_t=logsnr_t)
     estimate, after = denoise(z, logsnr_t, rule_memory)
     euler = diffusion.q_sample(x=estimate.x, eps=estimate.eps, logsnr=logsnr_s)
     # alpha_s (s_s - s_t), without cancellation
@@ -120,8 +172,11 @@ def heun() -> Sampler:
     z = jax.lax.cond(last, lambda z: z, corrected, euler)
     return z, estimate.x, memory, after, estimate.aux
 
-  two_levels = lambda logsnr_t, logsnr_s: (logsnr_t,) if logsnr_s is None else (logsnr_t, logsnr_s)
-  return Sampler(_nothing, step, two_levels, reads_eps=True)
+  def levels(logsnr_t, logsnr_s):
+    first = float(churned(np.float32(logsnr_t), np)) if churn > 0 else logsnr_t
+    return (first,) if logsnr_s is None else (first, logsnr_s)
+
+  return Sampler(_nothing, step, levels, reads_eps=True, stochastic=churn > 0)
 
 
 class _Before(NamedTuple):
@@ -131,28 +186,45 @@ class _Before(NamedTuple):
   h: Array
 
 
-def dpm_solver_pp_2m() -> Sampler:
-  """z_s = (sigma_s / sigma_t) z_t - alpha_s (e^-h - 1) D, D = (1 + c) x_t - c x_before.
+def dpm_solver_pp_2m(*, eta: float = 0.0) -> Sampler:
+  """z_s = (sigma_s / sigma_t) e^(-eta h) z_t + alpha_s (1 - e^(-(1 + eta) h)) D
+  + sigma_s sqrt(1 - e^(-2 eta h)) noise, D = (1 + c) x_t - c x_before, c = h / (2 h_before).
 
-  c = h / (2 h_before). DPM-Solver++(2M), Lu et al. 2022 (arXiv 2211.01095, algorithm 2): second
-  order from one call a step. h is the step in log(alpha / sigma), half of that in log-SNR. The
-  first step has c = 0.
+  DPM-Solver++(2M) where eta is 0, of second order, and its SDE form where eta is 1 (Lu et al. 2022,
+  arXiv 2211.01095, algorithm 2), with one call a step. h is the step in log(alpha / sigma), half of
+  that in log-SNR. The first step has c = 0, which with eta = 1 is that of `ancestral` with v = 0. In
+  short steps the noise's variance is eta times as large as there, and DDIM's eta^2 times.
+
+  Args:
+    eta: in [0, 1].
+
+  Raises:
+    ValueError: it is not.
   """
+  _check_eta(eta)
 
   def init(z):
     return _Before(x=jnp.zeros_like(z), h=jnp.float32(np.inf))
 
   def step(denoise, z, before, rule_memory, *, logsnr_t, logsnr_s, noise, last):
-    del noise, last
+    del last
     estimate, rule_memory = denoise(z, logsnr_t, rule_memory)
     h = 0.5 * (logsnr_s - logsnr_t)
     weight = h / (2 * before.h)
     x = (1 + weight) * estimate.x - weight * before.x
     log_ratio = 0.5 * (jax.nn.log_sigmoid(-logsnr_s) - jax.nn.log_sigmoid(-logsnr_t))
-    z = jnp.exp(log_ratio) * z - diffusion.alpha(logsnr_s) * jnp.expm1(-h) * x
+    z = jnp.exp(log_ratio - eta * h) * z - diffusion.alpha(logsnr_s) * jnp.expm1(-(1 + eta) * h) * x
+    if eta > 0:
+      z += diffusion.sigma(logsnr_s) * jnp.sqrt(-jnp.expm1(-2 * eta * h)) * noise
     return z, estimate.x, _Before(estimate.x, h), rule_memory, estimate.aux
 
-  return Sampler(init, step, _one_level, reads_eps=False)
+  return Sampler(init, step, _one_level, reads_eps=False, stochastic=eta > 0)
+
+
+def _check_eta(eta: float) -> None:
+  """Raise ValueError unless eta lies in [0, 1]."""
+  if not 0 <= eta <= 1:
+    raise ValueError(f"eta lies in [0, 1], from no noise to all of it, got {eta}")
 
 
 def _nothing(z: Array) -> Memory:

@@ -124,6 +124,12 @@ def get_config():
       name="ancestral",
       num_steps=32,  # T, levels at which the networks are called
       var_interp=0.3,  # v of "ancestral"
+      eta=0.0,  # of "ddim" and "dpm_solver_pp_2m": 0 draws no noise, 1 as "ancestral" with v = 0
+      # of "heun": EDM's S_churn, S_noise, and the log-SNRs between which there is any; None: no end
+      churn=0.0,
+      churn_noise=1.0,
+      churn_logsnr_min=config_dict.placeholder(float),
+      churn_logsnr_max=config_dict.placeholder(float),
       limit="clip",  # of x_hat after the mix: "none", "clip" to [-1, 1], or "dynamic"
       limit_percentile=0.995,  # of "dynamic"
       limit_max=config_dict.placeholder(float),  # of "dynamic"; None: none

@@ -138,7 +138,7 @@ def test_samples_do_not_depend_on_their_batch():
   assert len(np.unique(np.asarray(all_of_them))) == all_of_them.size
 
 
-@pytest.mark.parametrize("name", sampling.SAMPLERS)
+@pytest.mark.parametrize("name", [*sampling.SAMPLERS, "churn"])
 def test_networks_are_called_at_the_levels_that_the_sampler_says(name):
   """A host callback sees the levels of Sampler.levels: the paper's T, the last lambda_max."""
   seen = []
@@ -147,13 +147,13 @@ def test_networks_are_called_at_the_levels_that_the_sampler_says(name):
     jax.debug.callback(lambda level: seen.append(float(level)), logsnr[0], ordered=True)
     return gaussian_eps(z, logsnr, y)
 
-  sampler = {**SECOND_ORDER, "ancestral": ANCESTRAL[0.3], "ddim": DDIM}[name]
+  sampler = {**SECOND_ORDER, "ancestral": ANCESTRAL[0.3], "ddim": DDIM, "churn": CHURN}[name]
   run_small(eps_fn, [0], sampler=sampler)
   jax.effects_barrier()
   grid = np.float32(schedules.sampling_grid(num_steps=8))
   pairs = zip(grid, [*grid[1:], None])
   np.testing.assert_array_equal(seen, [level for t, s in pairs for level in sampler.levels(t, s)])
-  assert seen[-1] == 20 and len(seen) == (15 if name == "heun" else 8)
+  assert seen[-1] == 20 and len(seen) == (15 if name in ("heun", "churn") else 8)
 
 
 def fixed_x(x_cond, x_uncond):
@@ -208,6 +208,7 @@ MEANS, STDS, WEIGHTS = (
   np.array([0.3, 0.3, 0.4]),
 )
 SECOND_ORDER = {"heun": sampling.heun(), "dpm_solver_pp_2m": sampling.dpm_solver_pp_2m()}
+CHURN = sampling.heun(churn=4.0, num_levels=8, churn_logsnr_min=-9.0, churn_logsnr_max=9.0)
 LOW, HIGH = -10.0, 12.0
 
 
@@ -268,6 +269,120 @@ def integrate(sampler, start, grid):
 
   (z, _), _ = jax.lax.scan(body, (z, sampler.init(z)), jnp.stack([grid[:-1], grid[1:]], axis=1))
   return z.reshape(-1)
+
+
+def end_of(sampler, grid, noises):
+  """z at the grid's end by the sampler's steps on exact Gaussian denoisers, from z_1 of the data's
+  own law: a function of the T standard normal numbers that are drawn.
+  """
+  guided = guidance.conditional().apply(
+    {guidance.MAIN: gaussian_eps}, w=0.0, y=jnp.zeros(1, jnp.int32), keys=None
+  )
+  denoise = sampling.make_denoise(guided, limit=sampling.no_limit())
+  z = gaussian_mean(grid[0]) + jnp.sqrt(gaussian_var(grid[0])) * noises[0]
+  memory = sampler.init(z.reshape(1, 1, 1, 1))
+
+  def body(carry, inputs):
+    logsnr_t, logsnr_s, noise = inputs
+    levels = dict(logsnr_t=logsnr_t, logsnr_s=logsnr_s, noise=noise.reshape(1, 1, 1, 1))
+    z, _, memory, _, _ = sampler.step(denoise, *carry, (), **levels, last=False)
+    return (z, memory), None
+
+  inputs = (grid[:-1], grid[1:], noises[1:])
+  (z, _), _ = jax.lax.scan(body, (z.reshape(1, 1, 1, 1), memory), inputs)
+  return z.reshape(())
+
+
+def gaussian_mean(logsnr):
+  return diffusion.alpha(logsnr) * MU_C
+
+
+def gaussian_var(logsnr):
+  return diffusion.alpha(logsnr) ** 2 * S_C**2 + diffusion.sigma(logsnr) ** 2
+
+
+STOCHASTIC = {
+  "ancestral": (lambda T: sampling.ancestral(var_interp=0.3), 0.9),
+  "ddim": (lambda T: sampling.ddim(eta=0.5), 0.9),
+  "dpm_solver_pp_2m": (lambda T: sampling.dpm_solver_pp_2m(eta=1.0), 1.8),
+  "dpm_solver_pp_2m of eta 0.5": (lambda T: sampling.dpm_solver_pp_2m(eta=0.5), 1.8),
+  "heun": (lambda T: sampling.heun(churn=8.0, num_levels=T, lowest=-3.0), 1.8),
+}
+
+
+@pytest.mark.parametrize("name", STOCHASTIC)
+def test_order_of_the_moments(name):
+  """On Gaussian data the mean is exact, and the variance's error falls as T^-order; both are had
+  without sampling, since z is linear in what is drawn.
+  """
+  make, order = STOCHASTIC[name]
+  errors = []
+  for num_steps in (33, 65):
+    grid = jnp.float32(
+      schedules.sampling_grid(num_steps=num_steps, logsnr_min=-3, logsnr_max=4, spacing="logsnr")
+    )
+    end = functools.partial(end_of, make(num_steps), grid)
+    mean, gradient = jax.jit(jax.value_and_grad(end))(jnp.zeros(num_steps))
+    np.testing.assert_allclose(mean, gaussian_mean(grid[-1]), atol=1e-5)
+    assert np.abs(gradient[2:]).min() > 0  # every noise counts
+    errors.append(abs(np.sum(np.square(np.float64(gradient))) - gaussian_var(grid[-1])))
+  assert np.log2(errors[0] / errors[1]) > order, errors
+
+
+def one_step(sampler, z, *, noise, logsnr_t=-1.0, logsnr_s=0.5):
+  """z_s of a first step on the exact Gaussian denoisers."""
+  guided = guidance.conditional().apply(
+    {guidance.MAIN: gaussian_eps}, w=0.0, y=jnp.zeros(len(z), jnp.int32), keys=None
+  )
+  denoise = sampling.make_denoise(guided, limit=sampling.no_limit())
+  levels = dict(logsnr_t=jnp.float32(logsnr_t), logsnr_s=jnp.float32(logsnr_s))
+  return sampler.step(denoise, z, sampler.init(z), (), **levels, noise=noise, last=False)[0]
+
+
+def test_full_noise_is_ancestral():
+  """DDIM with eta = 1, and the SDE solver's first step, are the ancestral step with v = 0; with
+  eta = 0 the solver's first step is DDIM's, and Heun's churn leaves the law of z_t's level alone.
+  """
+  z, noise = jax.random.normal(jax.random.key(4), (2, 64, 1, 1, 1))
+  step = functools.partial(one_step, z=z, noise=noise)
+  want = step(ANCESTRAL[0.0])
+  np.testing.assert_allclose(step(sampling.ddim(eta=1.0)), want, atol=1e-5)
+  np.testing.assert_allclose(step(sampling.dpm_solver_pp_2m(eta=1.0)), want, atol=1e-5)
+  np.testing.assert_allclose(step(sampling.dpm_solver_pp_2m()), step(DDIM), atol=1e-5)
+  for sampler, stochastic in ((DDIM, False), (sampling.ddim(eta=0.3), True), (CHURN, True)):
+    assert sampler.stochastic == stochastic
+    assert np.any(one_step(sampler, z, noise=noise) != one_step(sampler, z, noise=0 * noise)) == (
+      stochastic
+    )
+
+
+def test_churn_goes_back_by_its_share():
+  """Inside its levels a step begins where sigma / alpha is 1 + churn / T times as large, at most
+  sqrt(2), and never below the lowest level.
+  """
+  first = lambda logsnr, **more: sampling.heun(num_levels=8, **more).levels(logsnr, None)[0]
+  assert first(1.0, churn=0.0) == 1.0
+  np.testing.assert_allclose(first(1.0, churn=0.8), 1 - 2 * np.log(1.1), rtol=1e-6)
+  np.testing.assert_allclose(first(1.0, churn=80.0), 1 - np.log(2), rtol=1e-6)
+  assert first(1.0, churn=80.0, lowest=0.5) == 0.5
+  assert [CHURN.levels(level, None)[0] < level for level in (-9.5, -9.0, 9.0, 9.5)] == [
+    *(False, True, True, False)
+  ]
+
+
+@pytest.mark.parametrize(
+  "make, wrong",
+  [
+    (sampling.ddim, dict(eta=1.5)),
+    (sampling.dpm_solver_pp_2m, dict(eta=-0.1)),
+    (sampling.heun, dict(churn=-1.0)),
+    (sampling.heun, dict(churn=1.0, churn_noise=0.0)),
+  ],
+)
+def test_noise_outside_its_range_is_refused(make, wrong):
+  """eta lies in [0, 1], churn and its noise are not negative."""
+  with pytest.raises(ValueError, match="eta|churn"):
+    make(**wrong)
 
 
 def test_spacings():

@@ -152,7 +152,9 @@ def make_sampler(config: ConfigDict) -> tuple[Sampler, Limit, np.ndarray]:
       "sampler.logsnr_min and sampler.logsnr_max within it."
     )
   try:
-    sampler = _construct(section, "sampler", "name")
+    sampler = _construct(
+      section, "sampler", "name", num_levels=section.num_steps, lowest=schedule.logsnr_min
+    )
     limit = _construct(section, "sampler", "limit")
     _chosen(section, "sampler", "spacing")
     logsnr = schedules.sampling_grid(
@@ -283,5 +285,5 @@ def _unused(section: Mapping[str, Any], name: str) -> set[str]:
 def _reads_eps(name: str, section) -> bool:
   """Whether a sampler of that name reads Estimate.eps."""
   constructor = sampling.SAMPLERS[name]
-  values = {key: section[key] for key in _parameters(constructor)}
+  values = {key: section[key] for key in _parameters(constructor) if key in section}
   return constructor(**values).reads_eps
