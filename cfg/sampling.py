@@ -192,7 +192,7 @@ def dpm_solver_pp_2m(*, eta: float = 0.0) -> Sampler:
 
   DPM-Solver++(2M) where eta is 0, of second order, and its SDE form where eta is 1 (Lu et al. 2022,
   arXiv 2211.01095, algorithm 2), with one call a step. h is the step in log(alpha / sigma), half of
-  that in log-SNR. The first step has c = 0, which with eta = 1 is that of `ancestral` with v = 0. In
+  that in log-SNR. The first step has c = 0: with eta = 1 it is that of `ancestral` with v = 0. In
   short steps the noise's variance is eta times as large as there, and DDIM's eta^2 times.
 
   Args:
@@ -313,7 +313,7 @@ def sample(
 
   Args:
     networks: {role: eps_fn}, those of the rule.
-    rule: what the networks say together, one of guidance.RULES.
+    rule: what the networks say together, one of rules.RULES.
     sampler: how a level becomes the next, one of SAMPLERS.
     limit: what becomes of x_hat after the mix, one of LIMITS.
     keys: [B] typed PRNG keys; all noise of sample i comes from keys[i].

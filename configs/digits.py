@@ -99,7 +99,7 @@ def get_config():
   # along this run alone
   config.watch = section(dict(every_steps=0, w=(0.0,), num_samples=1000))
 
-  # what the networks say together (cfg.guidance.RULES)
+  # what the networks say together (cfg.rules.RULES)
   config.guidance = section(
     dict(
       # "classifier_free": the paper's; "conditional": none; "second_network": `guide` in place of

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cfg import diffusion, guidance, sampling, schedules
+from cfg import diffusion, guidance, rules, sampling, schedules
 from cfg.base import sharding
 from cfg.inference import program
 
@@ -152,16 +152,16 @@ def test_guided_eps_is_the_tilted_score(w):
 RULES = {
   "classifier_free": PLAIN,
   "conditional": guidance.conditional(),
-  "second_network": guidance.second_network(role="guide"),
-  "cfg_plus_plus": guidance.cfg_plus_plus(null_label=NULL),
-  "projected": guidance.projected(null_label=NULL, momentum=-0.5, norm_limit=2.0, parallel=0.0),
+  "second_network": rules.second_network(role="guide"),
+  "cfg_plus_plus": rules.cfg_plus_plus(null_label=NULL),
+  "projected": rules.projected(null_label=NULL, momentum=-0.5, norm_limit=2.0, parallel=0.0),
   "interval": guidance.interval(PLAIN, logsnr_min=-2.0, logsnr_max=3.0),
 }
 
 
 def test_every_rule_is_tested_here():
   """The table of rules and the one of this file agree."""
-  assert RULES.keys() - {"interval"} == guidance.RULES.keys()
+  assert RULES.keys() - {"interval"} == rules.RULES.keys()
 
 
 def quiet_eps(z, logsnr, y):
@@ -287,14 +287,14 @@ def test_a_second_network_takes_the_place_of_the_null_label():
 
 def test_projection_is_plain_guidance_at_its_neutral_setting():
   """No momentum, no limit, the whole parallel part: classifier-free guidance, through a grid."""
-  neutral = guidance.projected(null_label=NULL)
+  neutral = rules.projected(null_label=NULL)
   plain, _ = run(PLAIN, exact_eps, w=2.0)
   np.testing.assert_allclose(run(neutral, exact_eps, w=2.0)[0], plain, atol=2e-3)
 
 
 def test_projection_leaves_out_the_parallel_part_and_keeps_momentum():
   """The update of x_hat is orthogonal to x_cond, at most w times the limit, and remembers."""
-  rule = guidance.projected(null_label=NULL, momentum=-0.5, norm_limit=0.3, parallel=0.0)
+  rule = rules.projected(null_label=NULL, momentum=-0.5, norm_limit=0.3, parallel=0.0)
   x_of = lambda eps: diffusion.x_from_eps(z=Z, eps=eps, logsnr=0.5)
   cond, uncond = two_calls(0.5)
   got, memory = apply(rule, wave_eps, z=Z, logsnr=0.5, y=Y, w=2.0)

@@ -5,7 +5,7 @@ import ast
 import pytest
 from paths import ROOT
 
-PAPER = ("schedules", "diffusion", "guidance", "losses", "sampling")
+PAPER = ("schedules", "diffusion", "guidance", "rules", "losses", "sampling")
 # a room may import from those after it, and from itself in the order of INSIDE
 ROOMS = (
   ("main", "evaluate"),
@@ -40,7 +40,7 @@ INSIDE = {
     "config; cli checkpoint images sharding logs pickles fields; defaults; files trees runtime "
     "optim flops paths progress; errors"
   ),
-  "": "losses sampling; guidance; diffusion schedules",
+  "": "losses sampling rules; guidance; diffusion schedules",
 }
 HOMES = {
   "orbax": {"base.checkpoint"},

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cfg import guidance, sampling, schedules
+from cfg import guidance, rules, sampling, schedules
 from cfg.base import config as config_lib
 from cfg.base import images
 from cfg.base.config import ConfigDict
@@ -22,7 +22,7 @@ ROLES = (GUIDE,)
 # fields that choose a constructor, by section; its arguments are fields of the same section
 CHOICES: dict[str, dict[str, Mapping[str, Callable]]] = {
   "sampler": {"name": sampling.SAMPLERS, "limit": sampling.LIMITS, "spacing": schedules.SPACINGS},
-  "guidance": {"rule": guidance.RULES},
+  "guidance": {"rule": rules.RULES},
 }
 
 
@@ -214,7 +214,7 @@ def check(config: ConfigDict, strengths: Iterable[float], *, where: str = "w") -
       "or weights file, --config.guidance.guide=PATH."
     )
   if "role" not in arguments and section.guide:
-    able = [name for name, make in guidance.RULES.items() if "role" in _parameters(make)]
+    able = [name for name, make in rules.RULES.items() if "role" in _parameters(make)]
     raise UserError(
       f"guidance.guide is {section.guide!r}, but guidance.rule {section.rule!r} has no use for a "
       f"second network: choose another rule ({', '.join(able)}), or leave guide empty."
