@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cfg import schedules
 from cfg.diffusion import Array, expand
 
 Memory = Any  # a tree of arrays that a rule or a sampler carries from step to step
@@ -50,8 +51,11 @@ class Rule(NamedTuple):
     calls: (logsnr) -> {role: rows of that network for one sample at that level}.
     unguided: the rule that this one equals where every w is 0; None: itself.
     strength: what its strength is called: the paper's "w", or "lambda" of CFG++.
+    least: the lowest strength that means something.
     sets_renoise: whether Guided.renoise is given, which samplers that do not read
       Estimate.eps would ignore.
+    start: (z_1, w) -> z_1, what the strength does to the first noise; None: nothing.
+    noise: (noise, w) -> noise, and what it does to that of each step; None: nothing.
   """
 
   init: Callable[[Array, Array], Memory]
@@ -59,7 +63,10 @@ class Rule(NamedTuple):
   calls: Callable[[float], dict[str, int]]
   unguided: "Rule | None" = None
   strength: str = "w"
+  least: float = -1.0
   sets_renoise: bool = False
+  start: Callable[[Array, Array], Array] | None = None
+  noise: Callable[[Array, Array], Array] | None = None
 
 
 def drop_labels(*, keys: Array, y: Array, p_uncond: float, null_label: int) -> Array:
@@ -92,16 +99,36 @@ def squared_norm(a: Array) -> Array:
   return jnp.sum(jnp.square(a), axis=tuple(range(1, a.ndim)))
 
 
-def branches(eps_fn: EpsFn, *, z: Array, logsnr: Array, y: Array, null_label: int):
-  """(eps_cond, eps_uncond) of one network, in one call.
+def branches(
+  eps_fn: EpsFn,
+  *,
+  z: Array,
+  logsnr: Array,
+  y: Array,
+  other_y: Array | int,
+  other_logsnr: Array | None = None,
+) -> tuple[Array, Array]:
+  """(eps_fn(z, logsnr, y), eps_fn(z, other_logsnr, other_y)) of one network, in one call.
 
   Rows are interleaved (z0, z0, z1, z1, ...; y0, null, y1, null, ...): where the
   batch is sharded, each device keeps the two branches of its own rows, and the
   mix needs no communication. Stacking [z, z] would.
+
+  Args:
+    eps_fn: the network.
+    z: [B,H,W,C].
+    logsnr: a scalar.
+    y: [B] labels.
+    other_y: those of the other branch, [B] or one for all: the null label.
+    other_logsnr: the level that the other branch is told, a scalar; None: the same.
   """
-  both_z = jnp.repeat(z, 2, axis=0)
-  both_y = jnp.stack([y, jnp.full_like(y, null_label)], axis=1).reshape(-1)
-  eps = eps_fn(both_z, jnp.full(both_z.shape[:1], logsnr), both_y)
+
+  def pair(a, b):
+    return jnp.stack([a, jnp.broadcast_to(b, y.shape).astype(a.dtype)], axis=1).reshape(-1)
+
+  level = jnp.full(y.shape, logsnr)
+  levels = pair(level, level if other_logsnr is None else other_logsnr)
+  eps = eps_fn(jnp.repeat(z, 2, axis=0), levels, pair(y, other_y))
   eps = eps.reshape(z.shape[0], 2, *z.shape[1:])
   return eps[:, 0], eps[:, 1]
 
@@ -136,7 +163,7 @@ def classifier_free(*, null_label: int) -> Rule:
     del keys
 
     def guided(z, logsnr, memory):
-      cond, uncond = branches(networks[MAIN], z=z, logsnr=logsnr, y=y, null_label=null_label)
+      cond, uncond = branches(networks[MAIN], z=z, logsnr=logsnr, y=y, other_y=null_label)
       return Guided(mix(eps_cond=cond, eps_uncond=uncond, w=w), aux=gap(cond, uncond)), memory
 
     return guided
@@ -164,6 +191,7 @@ def interval(rule: Rule, *, logsnr_min: float | None, logsnr_max: float | None) 
   outside = rule.unguided
   if outside is None:
     raise ValueError("it has no unguided form to take outside of an interval of log-SNR")
+  _check_acts_on_eps(rule, "an interval of log-SNR")
   if not low < high:
     raise ValueError(f"the interval of log-SNR from {low:g} to {high:g} is empty")
   contains = lambda logsnr: (logsnr >= low) & (logsnr < high)
@@ -189,6 +217,67 @@ def interval(rule: Rule, *, logsnr_min: float | None, logsnr_max: float | None) 
     return rule.calls(logsnr) if contains(np.float32(logsnr)) else outside.calls(logsnr)
 
   return rule._replace(apply=apply, calls=calls)
+
+
+def ramp_constant(p: Array) -> Array:
+  """1: w at every level."""
+  return jnp.ones_like(p)
+
+
+def ramp_linear(p: Array) -> Array:
+  """2 p: no guidance in pure noise, 2 w at the end."""
+  return 2 * p
+
+
+def ramp_cosine(p: Array) -> Array:
+  """1 - cos(pi p): the same ends, with a gentle start."""
+  return 1 - jnp.cos(jnp.pi * p)
+
+
+RAMPS: dict[str, Callable[[Array], Array]] = {
+  "constant": ramp_constant,
+  "linear": ramp_linear,
+  "cosine": ramp_cosine,
+}
+
+
+def ramped(
+  rule: Rule, ramp: Callable[[Array], Array], *, logsnr_min: float, logsnr_max: float
+) -> Rule:
+  """`rule` with strength w ramp(p), p = 1 - u(lambda): 0 in pure noise, 1 at the end.
+
+  Wang et al. 2024 (arXiv 2404.13040), for the mix as a difference from the conditional model: every
+  ramp has mean 1 over the paper's grid.
+
+  Args:
+    rule: one that has an unguided form, which it takes where the strength is 0.
+    ramp: one of RAMPS.
+    logsnr_min: the schedule's end at u = 1.
+    logsnr_max: and at u = 0.
+
+  Raises:
+    ValueError: the rule has no unguided form.
+  """
+  if ramp is ramp_constant:
+    return rule
+  if rule.unguided is None:
+    raise ValueError("it has no strength that could vary with the level around an unguided form")
+  _check_acts_on_eps(rule, "a ramp of its strength")
+
+  def apply(networks, *, w, y, keys):
+    def guided(z, logsnr, memory):
+      u = schedules.cosine_u(logsnr, logsnr_min=logsnr_min, logsnr_max=logsnr_max)
+      return rule.apply(networks, w=w * ramp(1 - u), y=y, keys=keys)(z, logsnr, memory)
+
+    return guided
+
+  return rule._replace(apply=apply)
+
+
+def _check_acts_on_eps(rule: Rule, what: str) -> None:
+  """Raise ValueError if the strength of a rule acts on the noise, once for all levels."""
+  if rule.start is not None or rule.noise is not None:
+    raise ValueError(f"its strength acts on the noise, not on the estimate: {what} has no meaning")
 
 
 def nothing(z: Array, y: Array) -> Memory:

@@ -84,7 +84,7 @@ def sample(run):
     ema=EMA.value,
     out=out_path(),
   )
-  strength = program.strength_facts(program.make_rule(run.config.guidance, null_label=0), w)
+  strength = program.strength_facts(program.make_rule(run.config, null_label=0), w)
   said = table.strength_text(strength)
   print(f"{said}: pictures, grid.png and samples.json are in {out}")
 

@@ -1,14 +1,17 @@
-"""The rules of guidance of others, and the table of all.
+"""The rules of guidance of others, low temperatures beside them, and the table of all.
 
-A new rule is one function here and its line in RULES; the names of its arguments are fields of the
-config's section `guidance`. `cfg.guidance` has the seam and the paper's own.
+P is Ho & Salimans 2022 (arXiv 2207.12598). A new rule is one function here and its line in RULES;
+the names of its arguments are fields of the config's section `guidance`. `cfg.guidance` has the
+seam and the paper's own.
 """
 
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
+from jax.scipy.special import ndtr, ndtri
 
-from cfg import diffusion
+from cfg import diffusion, schedules
 from cfg.diffusion import expand
 from cfg.guidance import (
   MAIN,
@@ -46,6 +49,164 @@ def second_network(*, role: str) -> Rule:
   return Rule(nothing, apply, calls=lambda logsnr: {MAIN: 1, role: 1}, unguided=conditional())
 
 
+def random_label(*, num_classes: int) -> Rule:
+  """eps = (1 + w) eps(z, y) - w eps(z, y'), y' uniform over all classes and drawn at each step.
+
+  Independent condition guidance (Sadat et al. 2024, arXiv 2407.02687): for networks that have no
+  null label. Of the network's own answers to unrelated labels; one in num_classes is the same.
+
+  Args:
+    num_classes: of the network; labels are below it.
+  """
+
+  def apply(networks, *, w, y, keys):
+    # folded in, a key can be used by both calls of Heun's step, which draw the same label
+    draw = jax.vmap(lambda k: jax.random.randint(jax.random.fold_in(k, 0), (), 0, num_classes))
+
+    def guided(z, logsnr, memory):
+      other_y = draw(keys).astype(y.dtype)
+      cond, weak = branches(networks[MAIN], z=z, logsnr=logsnr, y=y, other_y=other_y)
+      return Guided(mix(eps_cond=cond, eps_uncond=weak, w=w), aux=gap(cond, weak)), memory
+
+    return guided
+
+  return Rule(nothing, apply, calls=lambda logsnr: {MAIN: 2}, unguided=conditional())
+
+
+def shifted_level(*, level_shift: float, schedule_min: float, schedule_max: float) -> Rule:
+  """eps = (1 + w) eps(z, lambda, y) - w eps(z, lambda', y), lambda' = lambda(u + level_shift).
+
+  Self-guidance (Li et al. 2024, arXiv 2412.05827): the same network, told that z is noisier than it
+  is, for networks that have no null label. The difference is taken in eps. lambda' stays within
+  what the network was trained on.
+
+  Args:
+    level_shift: in u, at least 0; 0 is no guidance.
+    schedule_min: log-SNR of the network's schedule at u = 1.
+    schedule_max: and at u = 0.
+
+  Raises:
+    ValueError: level_shift is below 0, or above 1.
+  """
+  if not 0 <= level_shift <= 1:
+    raise ValueError(f"level_shift is a part of u in [0, 1], got {level_shift}")
+  ends = dict(logsnr_min=schedule_min, logsnr_max=schedule_max)
+
+  def apply(networks, *, w, y, keys):
+    del keys
+
+    def guided(z, logsnr, memory):
+      u = jnp.minimum(schedules.cosine_u(logsnr, **ends) + level_shift, 1.0)
+      noisier = jnp.minimum(schedules.cosine_logsnr(u, **ends), logsnr)
+      cond, weak = branches(
+        networks[MAIN], z=z, logsnr=logsnr, y=y, other_y=y, other_logsnr=noisier
+      )
+      return Guided(mix(eps_cond=cond, eps_uncond=weak, w=w), aux=gap(cond, weak)), memory
+
+    return guided
+
+  return Rule(nothing, apply, calls=lambda logsnr: {MAIN: 2}, unguided=conditional())
+
+
+def power_law(*, null_label: int, power: float) -> Rule:
+  """eps = eps_cond + w (|d| / sigma)^power d, d = eps_cond - eps_uncond.
+
+  Pavasovic et al. 2025 (arXiv 2502.07849), whose |d| / sigma is the difference of the scores; the
+  norm is that of a sample. A power above 0 guides most where the branches differ most. w means
+  another strength with each power and number of pixels.
+
+  Args:
+    null_label: label of the unconditional branch.
+    power: 0 is classifier-free guidance.
+  """
+
+  def apply(networks, *, w, y, keys):
+    del keys
+
+    def guided(z, logsnr, memory):
+      cond, uncond = branches(networks[MAIN], z=z, logsnr=logsnr, y=y, other_y=null_label)
+      measured = gap(cond, uncond)
+      norm = jnp.sqrt(jnp.maximum(measured["gap"], 1e-30)) / diffusion.sigma(logsnr)
+      return Guided(mix(eps_cond=cond, eps_uncond=uncond, w=w * norm**power), aux=measured), memory
+
+    return guided
+
+  return Rule(nothing, apply, calls=lambda logsnr: {MAIN: 2}, unguided=conditional())
+
+
+def scaled_score() -> Rule:
+  """eps = (1 + w) eps(z, y): the score of p(z_lambda | y)^(1 + w), at each level for itself.
+
+  The plainest low temperature, 1 / (1 + w): Dhariwal & Nichol 2021 (arXiv 2105.05233) found that it
+  blurs, and P section 1 repeats it.
+  """
+  return _scaled(lambda logsnr, w: 1 + w)
+
+
+def temporal_rescaling(*, data_std: float) -> Rule:
+  """eps = eps(z, y) (n s^2 + 1) / (n s^2 / k + 1), n = alpha^2 / sigma^2, k = 1 + w, s = data_std.
+
+  Temporal score rescaling (arXiv 2510.01184): for Gaussian data of that standard deviation exactly
+  the score of p(x | y)^k noised, whose variance is k times smaller.
+
+  Args:
+    data_std: of a pixel given its class, above 0.
+
+  Raises:
+    ValueError: it is not.
+  """
+  if not data_std > 0:
+    raise ValueError(f"data_std is a standard deviation above 0, got {data_std}")
+
+  def factor(logsnr, w):
+    # the same as (1 + w) / (1 + w / (n s^2 + 1)): exactly 1 where w is 0
+    return (1 + w) / (1 + jax.nn.sigmoid(-logsnr - 2 * jnp.log(data_std)) * w)
+
+  return _scaled(factor)
+
+
+def _scaled(factor: Callable) -> Rule:
+  """eps = factor(logsnr, w) eps(z, y), and the conditional model where w is 0."""
+
+  def apply(networks, *, w, y, keys):
+    del keys
+
+    def guided(z, logsnr, memory):
+      eps = networks[MAIN](z, jnp.full(y.shape, logsnr), y)
+      return Guided(expand(factor(logsnr, jnp.asarray(w)), z) * eps), memory
+
+    return guided
+
+  return Rule(nothing, apply, calls=lambda logsnr: {MAIN: 1}, unguided=conditional())
+
+
+def shrunk_noise() -> Rule:
+  """noise <- noise / sqrt(1 + w) at each step of the conditional model: noise of a low temperature.
+
+  P section 1 names it beside `scaled_score`. Of samplers that draw noise alone.
+  """
+  shrink = lambda noise, w: noise / jnp.sqrt(1 + expand(w, noise))
+  return conditional()._replace(noise=shrink, unguided=conditional(), least=0.0)
+
+
+def truncation() -> Rule:
+  """z_1 from the normal law cut to [-1/w, 1/w], and the conditional model.
+
+  The truncation trick of GANs (Brock et al. 2019, arXiv 1809.11096, section 3.1), of deterministic
+  samplers alone: others forget z_1. The strength is 1 / threshold: 0 cuts nothing. Each number of
+  z_1 keeps its quantile, so that all strengths share their noise.
+  """
+
+  def start(z, w):
+    outside = ndtr(-1 / jnp.maximum(expand(w, z), 1e-6))  # below -threshold
+    quantile = outside + (1 - 2 * outside) * ndtr(-jnp.abs(z))  # the lower half keeps its digits
+    return jnp.where(expand(w, z) > 0, -jnp.sign(z) * ndtri(quantile), z)
+
+  return conditional()._replace(
+    start=start, unguided=conditional(), strength="1/threshold", least=0.0
+  )
+
+
 def cfg_plus_plus(*, null_label: int) -> Rule:
   """eps = eps_uncond + lambda (eps_cond - eps_uncond), re-noised with eps_uncond (CFG++).
 
@@ -59,7 +220,7 @@ def cfg_plus_plus(*, null_label: int) -> Rule:
     del keys
 
     def guided(z, logsnr, memory):
-      cond, uncond = branches(networks[MAIN], z=z, logsnr=logsnr, y=y, null_label=null_label)
+      cond, uncond = branches(networks[MAIN], z=z, logsnr=logsnr, y=y, other_y=null_label)
       eps = mix(eps_cond=cond, eps_uncond=uncond, w=w - 1)
       return Guided(eps, renoise=uncond, aux=gap(cond, uncond)), memory
 
@@ -90,7 +251,7 @@ def projected(
     del keys
 
     def guided(z, logsnr, before):
-      cond, uncond = branches(networks[MAIN], z=z, logsnr=logsnr, y=y, null_label=null_label)
+      cond, uncond = branches(networks[MAIN], z=z, logsnr=logsnr, y=y, other_y=null_label)
       ratio = jnp.exp(-0.5 * logsnr)  # sigma / alpha: x_cond - x_uncond = -ratio (cond - uncond)
       direction = -ratio * (cond - uncond) + momentum * before
       x_cond = diffusion.x_from_eps(z=z, eps=cond, logsnr=logsnr)
@@ -130,4 +291,11 @@ RULES: dict[str, Callable[..., Rule]] = {
   "second_network": second_network,
   "cfg_plus_plus": cfg_plus_plus,
   "projected": projected,
+  "random_label": random_label,
+  "shifted_level": shifted_level,
+  "power_law": power_law,
+  "scaled_score": scaled_score,
+  "temporal_rescaling": temporal_rescaling,
+  "shrunk_noise": shrunk_noise,
+  "truncation": truncation,
 }

@@ -344,7 +344,7 @@ def sample(
       rule_memory,
       logsnr_t=logsnr_t,
       logsnr_s=logsnr_s,
-      noise=noise(i),
+      noise=noise(i) if rule.noise is None else rule.noise(noise(i), w),
       last=last,
     )
     return tuple(carry), aux
@@ -354,7 +354,7 @@ def sample(
   # That keeps all calls of the networks in one loop, compiled once.
   logsnr_s = jnp.append(logsnr[1:], logsnr[-1] + 1.0)
   steps = jnp.arange(1, num_steps + 1)
-  z = noise(0)
+  z = noise(0) if rule.start is None else rule.start(noise(0), w)
   start = (z, z, sampler.init(z), rule.init(z, y))
   (_, x_hat, _, _), aux = jax.lax.scan(body, start, (steps, logsnr, logsnr_s, steps == num_steps))
   return x_hat, aux

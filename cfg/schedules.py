@@ -41,6 +41,13 @@ def cosine_logsnr(u, *, logsnr_min: float = -20.0, logsnr_max: float = 20.0, xp=
   return xp.where(clean, -2.0, 2.0) * xp.log(xp.tan(angle))
 
 
+def cosine_u(logsnr, *, logsnr_min: float = -20.0, logsnr_max: float = 20.0):
+  """u(lambda) = (arctan(exp(-lambda/2)) - b) / a, the inverse of `cosine_logsnr`."""
+  b = math.atan(math.exp(-logsnr_max / 2))
+  a = math.atan(math.exp(-logsnr_min / 2)) - b
+  return (jnp.arctan(jnp.exp(-0.5 * logsnr)) - b) / a
+
+
 def grid_in_u(*, num_steps: int, logsnr_min: float, logsnr_max: float) -> np.ndarray:
   """lambda(u) at T uniformly spaced u from 1 to 0: the grid of P's algorithm 2."""
   return cosine_logsnr(

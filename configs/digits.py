@@ -103,10 +103,14 @@ def get_config():
   config.guidance = section(
     dict(
       # "classifier_free": the paper's; "conditional": none; "second_network": `guide` in place of
-      # the null label (autoguidance); "cfg_plus_plus": w is its lambda; "projected"
+      # the null label (autoguidance); "cfg_plus_plus": w is its lambda; "projected"; "power_law";
+      # for networks without a null label "random_label" and "shifted_level"; low temperatures
+      # "scaled_score", "temporal_rescaling", "shrunk_noise" and "truncation"
       rule="classifier_free",
       guide="",  # work directory or weights file of the second network
       guide_ema=config_dict.placeholder(float),  # which average of it, by decay; None: the first
+      # of w from pure noise to the end: "constant", "linear" or "cosine" (cfg.guidance.RAMPS)
+      ramp="constant",
       # guided at these log-SNRs alone, one branch elsewhere; None: no end
       logsnr_min=config_dict.placeholder(float),
       logsnr_max=config_dict.placeholder(float),
@@ -114,6 +118,9 @@ def get_config():
       momentum=0.0,
       norm_limit=config_dict.placeholder(float),  # None: none
       parallel=1.0,
+      level_shift=0.01,  # of "shifted_level", in u
+      power=0.0,  # of "power_law": 0 is the paper's rule
+      data_std=0.5,  # of "temporal_rescaling": of a pixel given its class
     )
   )
 

@@ -64,11 +64,17 @@ def test_the_same_rows_are_dropped_on_any_mesh(mesh1, mesh8):
   np.testing.assert_array_equal(dropped(mesh8, 4096, 0.2), one)
 
 
+def sample_keys(index):
+  """What rules draw with, of these samples."""
+  return sampling.sample_keys(key=jax.random.key(6), index=jnp.asarray(index, jnp.uint32))
+
+
 def apply(rule, networks, *, z, logsnr, y, w, memory=None, keys=None):
   """(Guided, memory) of a rule at one level."""
   memory = rule.init(z, y) if memory is None else memory
   if not isinstance(networks, dict):
     networks = {guidance.MAIN: networks}
+  keys = sample_keys(range(len(y))) if keys is None else keys
   return rule.apply(networks, w=w, y=y, keys=keys)(z, jnp.float32(logsnr), memory)
 
 
@@ -155,13 +161,21 @@ RULES = {
   "second_network": rules.second_network(role="guide"),
   "cfg_plus_plus": rules.cfg_plus_plus(null_label=NULL),
   "projected": rules.projected(null_label=NULL, momentum=-0.5, norm_limit=2.0, parallel=0.0),
+  "random_label": rules.random_label(num_classes=2),
+  "shifted_level": rules.shifted_level(level_shift=0.1, schedule_min=-20.0, schedule_max=20.0),
+  "power_law": rules.power_law(null_label=NULL, power=0.3),
+  "scaled_score": rules.scaled_score(),
+  "temporal_rescaling": rules.temporal_rescaling(data_std=0.5),
+  "shrunk_noise": rules.shrunk_noise(),
+  "truncation": rules.truncation(),
   "interval": guidance.interval(PLAIN, logsnr_min=-2.0, logsnr_max=3.0),
+  "ramp": guidance.ramped(PLAIN, guidance.ramp_cosine, logsnr_min=-20.0, logsnr_max=20.0),
 }
 
 
 def test_every_rule_is_tested_here():
   """The table of rules and the one of this file agree."""
-  assert RULES.keys() - {"interval"} == rules.RULES.keys()
+  assert RULES.keys() - {"interval", "ramp"} == rules.RULES.keys()
 
 
 def quiet_eps(z, logsnr, y):
@@ -192,7 +206,9 @@ def test_a_rule_treats_each_sample_alone(name):
   """A sample's estimate is the same in another batch, whatever the strengths of the others."""
   w = np.float32([0.5, 2.0, 1.0])
   got, _ = apply(RULES[name], NETWORKS, z=Z, logsnr=0.5, y=Y, w=w)
-  alone, _ = apply(RULES[name], NETWORKS, z=Z[1:2], logsnr=0.5, y=Y[1:2], w=2.0)
+  alone, _ = apply(
+    RULES[name], NETWORKS, z=Z[1:2], logsnr=0.5, y=Y[1:2], w=2.0, keys=sample_keys([1])
+  )
   np.testing.assert_allclose(got.eps[1:2], alone.eps, atol=1e-5)
 
 

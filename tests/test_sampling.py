@@ -40,8 +40,10 @@ def guided_x_hat(logsnr, w):
   return (1 - sigma * slope) / alpha, -sigma * offset / alpha
 
 
-def recursion(num_steps, v, w):
-  """Mean and variance of the ancestral sampler's output on linear denoisers, in float64."""
+def recursion(num_steps, v, w, temperature=1.0):
+  """Mean and variance of the ancestral sampler's output on linear denoisers, in float64; with the
+  variance of its noise, but z_1's, times `temperature`.
+  """
   levels = schedules.sampling_grid(num_steps=num_steps)
   mean, var = 0.0, 1.0
   for t, s in zip(levels[:-1], levels[1:]):
@@ -50,18 +52,21 @@ def recursion(num_steps, v, w):
     coef_z, coef_x = r * np.sqrt(sig(s) / sig(t)), (1 - r) * np.sqrt(sig(s))
     small, large = (1 - r) * sig(-s), (1 - r) * sig(-t)
     mean = (coef_z + coef_x * a) * mean + coef_x * b
-    var = (coef_z + coef_x * a) ** 2 * var + small ** (1 - v) * large**v
+    var = (coef_z + coef_x * a) ** 2 * var + temperature * small ** (1 - v) * large**v
   a, b = guided_x_hat(levels[-1], w)
   return a * mean + b, a**2 * var
 
 
-@functools.partial(jax.jit, static_argnames=("num_steps", "sampler"))
-def draw(w, *, num_steps, sampler):
+RULE = guidance.classifier_free(null_label=NULL)
+
+
+@functools.partial(jax.jit, static_argnames=("num_steps", "sampler", "rule"))
+def draw(w, *, num_steps, sampler, rule=RULE):
   """COUNT scalar samples as 1x1 images."""
   keys = sampling.sample_keys(key=jax.random.key(0), index=jnp.arange(COUNT, dtype=jnp.uint32))
   x, _ = sampling.sample(
     networks={guidance.MAIN: gaussian_eps},
-    rule=guidance.classifier_free(null_label=NULL),
+    rule=rule,
     sampler=sampler,
     limit=sampling.no_limit(),
     keys=keys,

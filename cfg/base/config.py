@@ -137,10 +137,11 @@ def check_guidable(config: ConfigDict, strengths: Iterable[float]) -> None:
       raise UserError(f"{asked}is unconditional: it has no classes to guide towards. Use w = 0.")
     raise UserError(
       f"{asked}has no null label: it is conditional only, and the mix needs an unconditional "
-      f"estimate. Use w = 0; or guide it by another network (guidance.rule=second_network) - a "
-      f"separate unconditional checkpoint, or a worse version of itself (autoguidance); or by a "
-      f"noise-conditional classifier (classifier guidance), which is not here yet; or train one "
-      f"with label dropout (train.p_uncond = 0.1)."
+      f"estimate. Use w = 0; or another weak branch: its own estimate for a random label "
+      f"(guidance.rule=random_label) or a noisier level (shifted_level), or another network "
+      f"(second_network) - a separate unconditional checkpoint, or a worse version of itself "
+      f"(autoguidance); or guide it by a noise-conditional classifier (classifier guidance), which "
+      f"is not here yet; or train one with label dropout (train.p_uncond = 0.1)."
     )
   if guided and config.train.p_uncond == 0:
     raise UserError(

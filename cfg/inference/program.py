@@ -22,7 +22,7 @@ ROLES = (GUIDE,)
 # fields that choose a constructor, by section; its arguments are fields of the same section
 CHOICES: dict[str, dict[str, Mapping[str, Callable]]] = {
   "sampler": {"name": sampling.SAMPLERS, "limit": sampling.LIMITS, "spacing": schedules.SPACINGS},
-  "guidance": {"rule": rules.RULES},
+  "guidance": {"rule": rules.RULES, "ramp": guidance.RAMPS},
 }
 
 
@@ -118,21 +118,49 @@ def from_config(
   Raises:
     UserError: settings that no sampler has, or that cannot be combined.
   """
-  rule = make_rule(config.guidance, null_label=null_label)
+  rule = make_rule(config, null_label=null_label)
   sampler, limit, logsnr = make_sampler(config)
-  if rule.sets_renoise and not sampler.reads_eps:
-    able = [name for name in sampling.SAMPLERS if _reads_eps(name, config.sampler)]
-    raise UserError(
-      f"guidance.rule {config.guidance.rule!r} chooses the noise of the next level, which "
-      f"sampler.name {config.sampler.name!r} does not read: choose one of {', '.join(able)}."
-    )
+  _check_combination(config, rule, sampler)
   return Program(rule, sampler, logsnr, limit, image_shape, networks)
 
 
-def make_rule(section: ConfigDict, *, null_label: int) -> Rule:
-  """The Rule of config.guidance, inside its interval of log-SNR where one is given."""
+def _check_combination(config, rule, sampler):
+  """Raise UserError if the sampler ignores what the rule decides."""
+  name = f"guidance.rule {config.guidance.rule!r}"
+  drawn = f"sampler.name {config.sampler.name!r}"
+  if rule.sets_renoise and not sampler.reads_eps:
+    able = [name for name in sampling.SAMPLERS if _reads_eps(name, config.sampler)]
+    raise UserError(
+      f"{name} chooses the noise of the next level, which {drawn} does not read: choose one of "
+      f"{', '.join(able)}."
+    )
+  if rule.start is not None and sampler.stochastic:
+    raise UserError(
+      f"{name} changes the first noise, which {drawn} forgets, since it draws more at each step: "
+      "choose a deterministic one, as ddim with sampler.eta = 0."
+    )
+  if rule.noise is not None and not sampler.stochastic:
+    raise UserError(
+      f"{name} changes the noise of each step, but {drawn} draws none: choose one that does, as "
+      "ancestral, or ddim with sampler.eta above 0."
+    )
+
+
+def make_rule(config: ConfigDict, *, null_label: int) -> Rule:
+  """The Rule of config.guidance with its ramp, in its interval of log-SNR where one is given."""
+  section, schedule = config.guidance, config.schedule
   try:
-    rule = _construct(section, "guidance", "rule", null_label=null_label, role=GUIDE)
+    rule = _construct(
+      section,
+      "guidance",
+      "rule",
+      null_label=null_label,
+      num_classes=null_label,
+      role=GUIDE,
+      schedule_min=schedule.logsnr_min,
+      schedule_max=schedule.logsnr_max,
+    )
+    rule = guidance.ramped(rule, _chosen(section, "guidance", "ramp"), **schedule)
     if section.logsnr_min is None and section.logsnr_max is None:
       return rule
     return guidance.interval(rule, logsnr_min=section.logsnr_min, logsnr_max=section.logsnr_max)
@@ -221,10 +249,21 @@ def check(config: ConfigDict, strengths: Iterable[float], *, where: str = "w") -
     )
   strengths = list(strengths)
   guided = [w for w in strengths if w != 0]
-  if guided and not arguments:
+  if guided and _chosen(section, "guidance", "rule") is guidance.conditional:
     raise UserError(
       f"{where} is {guided[0]:g}, but guidance.rule {section.rule!r} does not guide: use w = 0, or "
       "another rule."
+    )
+  too_low = [w for w in strengths if w < rule.least]
+  if too_low:
+    raise UserError(
+      f"{where} is {too_low[0]:g}, but the strength of guidance.rule {section.rule!r} "
+      f"({rule.strength}) starts at {rule.least:g}: choose a higher one."
+    )
+  if guided and "num_classes" in arguments and config_lib.class_rows(config) == 0:
+    raise UserError(
+      f"guidance.rule {section.rule!r} needs labels, but this network is unconditional: use w = 0, "
+      "or a rule that does not (shifted_level)."
     )
   if "null_label" not in arguments:
     config_lib.check_conditional(config, strengths)
