@@ -65,8 +65,8 @@ class Rule(NamedTuple):
   strength: str = "w"
   least: float = -1.0
   sets_renoise: bool = False
-  start: Callable[[Array, Array], Array] | None = None
-  noise: Callable[[Array, Array], Array] | None = None
+  start: Callable[[Array, Array | float], Array] | None = None
+  noise: Callable[[Array, Array | float], Array] | None = None
 
 
 def drop_labels(*, keys: Array, y: Array, p_uncond: float, null_label: int) -> Array:
