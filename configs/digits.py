@@ -85,6 +85,7 @@ def get_config():
       log_every_steps=20,
       checkpoint_every_steps=200,  # the end's is always written
       keep_checkpoints=2,  # the newest so many
+      keep_every_steps=0,  # and those of every so many steps for good: earlier ones can guide
     )
   )
 
@@ -109,6 +110,7 @@ def get_config():
       rule="classifier_free",
       guide="",  # work directory or weights file of the second network
       guide_ema=config_dict.placeholder(float),  # which average of it, by decay; None: the first
+      guide_step=config_dict.placeholder(int),  # which checkpoint of a work directory; None: newest
       # of w from pure noise to the end: "constant", "linear" or "cosine" (cfg.guidance.RAMPS)
       ramp="constant",
       # guided at these log-SNRs alone, one branch elsewhere; None: no end

@@ -31,13 +31,16 @@ class Checkpoints:
 
   Args:
     workdir: the work directory; its folder `checkpoints` is made if it is not there.
-    keep: how many steps to keep.
+    keep: how many of the newest steps to keep.
+    keep_every: and every multiple of this one for good; 0 for none.
   """
 
-  def __init__(self, workdir: str | pathlib.Path, *, keep: int = 2) -> None:
+  def __init__(self, workdir: str | pathlib.Path, *, keep: int = 2, keep_every: int = 0) -> None:
     self._dir = directory(workdir)
     self._dir.mkdir(parents=True, exist_ok=True)
-    options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
+    options = ocp.CheckpointManagerOptions(
+      max_to_keep=keep, keep_period=keep_every or None, enable_async_checkpointing=False
+    )
     handlers = {STATE: ocp.StandardCheckpointHandler(), META: ocp.JsonCheckpointHandler()}
     self._manager = ocp.CheckpointManager(self._dir, options=options, item_handlers=handlers)
 
@@ -64,18 +67,28 @@ class Checkpoints:
         if not (self._dir / manifest.name.split(".")[0]).is_dir():
           manifest.unlink()
 
-  def restore(self, *, target: Any = None) -> tuple[int, Any, dict[str, Any]] | None:
+  def restore(
+    self, *, target: Any = None, step: int | None = None
+  ) -> tuple[int, Any, dict[str, Any]] | None:
     """The newest intact checkpoint: (step, state, meta), or None where there is none.
 
     Args:
       target: tree of arrays like the saved state, each leaf restored to the sharding of its
         array, whatever that of the saved one was; or None: every leaf a numpy array.
+      step: this one alone; None for the newest.
 
     Raises:
-      UserError: there are checkpoints but none is intact, or an intact one does not hold arrays of
-        target's names and shapes.
+      UserError: there are checkpoints but none is intact, or not `step`, or an intact one does not
+        hold arrays of target's names and shapes.
     """
     steps = self.steps()
+    if step is not None:
+      if step not in steps:
+        raise UserError(
+          f"there is no checkpoint of step {step} in {str(self._dir)!r}, which has "
+          f"{sorted(steps) or 'none'}: choose another step (train.keep_every_steps keeps some)."
+        )
+      steps = [step]
     for step in steps:
       problem = self._damage(step)
       if problem is None:

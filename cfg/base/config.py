@@ -25,6 +25,7 @@ FREE = frozenset(
     "train.log_every_steps",
     "train.checkpoint_every_steps",
     "train.keep_checkpoints",
+    "train.keep_every_steps",
   }
 )
 TRAINING_SECTIONS = ("seed", "data", "model", "schedule", "optimizer", "train")

@@ -170,6 +170,7 @@ FIELDS: dict[str, Values] = {
   "guidance.rule": TEXT,
   "guidance.guide": PATH,
   "guidance.guide_ema": optional(DECAY),
+  "guidance.guide_step": optional(integer(0, "a step, at least 0")),
   "guidance.logsnr_min": optional(FINITE),
   "guidance.logsnr_max": optional(FINITE),
   "guidance.ramp": TEXT,

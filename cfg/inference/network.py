@@ -99,7 +99,8 @@ def load_guides(
   guides = {}
   for role in program.roles(config)[1:]:
     path, ema = config.guidance[role], config.guidance[f"{role}_ema"]
-    guides[role] = load_network(path, mesh=mesh, ema=ema)
+    step = config.guidance[f"{role}_step"]
+    guides[role] = load_network(path, mesh=mesh, ema=ema, step=step)
     name = f"guidance.{role} is {path!r}, a network of"
     check_guide(guides[role], name, class_names=class_names, image_shape=image_shape)
     check_levels(guides[role], f"guidance.{role}", config=config)
@@ -187,7 +188,12 @@ def facts(networks: Mapping[str, Network]) -> dict[str, Any]:
 
 
 def load_network(
-  path, *, config: ConfigDict | None = None, mesh: Mesh | None = None, ema: float | None = None
+  path,
+  *,
+  config: ConfigDict | None = None,
+  mesh: Mesh | None = None,
+  ema: float | None = None,
+  step: int | None = None,
 ) -> Network:
   """The averaged parameters of a work directory or a .safetensors file, on any devices.
 
@@ -199,18 +205,21 @@ def load_network(
     config: if given, must be of the run that is there.
     mesh: where to put the parameters, replicated; None for the first device.
     ema: which average, by decay; None for the first of train.ema_decays.
+    step: which checkpoint of a work directory; None for the newest that is intact.
 
   Raises:
-    UserError: no network there, another config's, or no such average.
+    UserError: no network there, another config's, or no such average or step.
   """
   path = pathlib.Path(path)
   file = path if path.suffix == ".safetensors" else path / weights.NAME
   if checkpoint.directory(path).is_dir():
-    params, meta = _from_checkpoint(path, ema)
+    params, meta = _from_checkpoint(path, ema, step)
     sections: tuple[str, ...] = config_lib.TRAINING_SECTIONS
   elif file.is_file():
     params, meta = weights.read(file)
     sections = ("model",)
+    if step is not None and step != meta["step"]:
+      raise UserError(f"{str(file)!r} holds the network of step {meta['step']} alone, not {step}.")
     if ema is not None and config_lib.ema_name(ema) != meta["ema"]:
       raise UserError(
         f"{str(file)!r} holds the EMA of decay {meta['ema']} alone, not {config_lib.ema_name(ema)}."
@@ -241,10 +250,10 @@ def load_network(
   )
 
 
-def _from_checkpoint(workdir, ema):
-  """(params, meta) of the newest intact checkpoint."""
+def _from_checkpoint(workdir, ema, step):
+  """(params, meta) of the newest intact checkpoint, or of `step`."""
   with checkpoint.Checkpoints(workdir) as checkpoints:
-    restored = checkpoints.restore()
+    restored = checkpoints.restore(step=step)
   if restored is None:
     raise UserError(
       f"there is no checkpoint in {str(workdir)!r}: train first (--mode=train), or give the "

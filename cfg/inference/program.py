@@ -16,9 +16,11 @@ from cfg.base.errors import UserError, nearest
 from cfg.guidance import MAIN, EpsFn, Rule
 from cfg.sampling import Limit, Sampler
 
-# roles of networks besides MAIN: each is a field of the section guidance, a place, and <role>_ema
+# roles of networks besides MAIN: each is a field of the section guidance, a place, and which of the
+# networks there
 GUIDE = "guide"
 ROLES = (GUIDE,)
+ROLE_ENDS = ("", "_ema", "_step")
 # fields that choose a constructor, by section; its arguments are fields of the same section
 CHOICES: dict[str, dict[str, Mapping[str, Callable]]] = {
   "sampler": {"name": sampling.SAMPLERS, "limit": sampling.LIMITS, "spacing": schedules.SPACINGS},
@@ -206,7 +208,7 @@ def facts(config: ConfigDict) -> dict[str, Any]:
   everything: dict[str, Any] = {}
   for name in ("schedule", "sampler", "guidance"):
     section = config[name].to_dict()
-    dropped = {f"{role}{end}" for role in ROLES for end in ("", "_ema")} | _unused(section, name)
+    dropped = {f"{role}{end}" for role in ROLES for end in ROLE_ENDS} | _unused(section, name)
     everything |= {f"{name}.{field}": section[field] for field in section if field not in dropped}
   return everything
 

@@ -85,7 +85,9 @@ def train(
   model = unet.from_config(
     config.model, num_classes=dataset.num_classes, image_shape=dataset.image_shape
   )
-  with checkpoint.Checkpoints(workdir, keep=config.train.keep_checkpoints) as checkpoints:
+  with checkpoint.Checkpoints(
+    workdir, keep=config.train.keep_checkpoints, keep_every=config.train.keep_every_steps
+  ) as checkpoints:
     num_steps = config.train.num_steps
     if meta is not None and meta["step"] == num_steps and checkpoints.intact(num_steps):
       log.info("training is complete at step %d: %s", num_steps, workdir / "checkpoints")
@@ -123,6 +125,7 @@ def check_trainable(config: ConfigDict, *, mesh: jax.sharding.Mesh) -> None:
   least = {
     "train.accumulate": (1, "the number of micro-batches of an update, at least 1"),
     "train.keep_checkpoints": (1, "how many of the newest checkpoints are kept, at least 1"),
+    "train.keep_every_steps": (0, "a number of steps, 0 for none"),
     "train.log_every_steps": (0, "a number of steps, 0 for never"),
     "train.checkpoint_every_steps": (0, "a number of steps, 0 for the end alone"),
     "heldout.every_steps": (0, "a number of steps, 0 for never"),
@@ -191,7 +194,8 @@ def _train_from(config, *, model, dataset, mesh, workdir, checkpoints):
             act(params, step)
           throughput.skip()
         last = ended or stop.signal is not None
-        if last or due(step, config.train.checkpoint_every_steps, num_steps):
+        saves = (config.train.checkpoint_every_steps, config.train.keep_every_steps)
+        if last or any(due(step, every_steps, num_steps) for every_steps in saves):
           if not ended:
             unlogged = step_log.settle(step, last=last)
           meta = describe(config, dataset=dataset, step=step, unlogged=unlogged)

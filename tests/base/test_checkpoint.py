@@ -55,6 +55,22 @@ def test_round_trip(saved, mesh8):
     assert placed["params"]["a"].sharding == sharding.replicated(mesh8)
 
 
+def test_chosen_steps_are_kept_for_good(tmp_path):
+  """Multiples of keep_every stay beside the newest, and are restored by their number, or refused."""
+  with checkpoint.Checkpoints(tmp_path, keep=1, keep_every=2) as checkpoints:
+    for step in range(1, 6):
+      checkpoints.save(step, state=tree(step), meta={"step": step})
+    assert checkpoints.steps() == [5, 4, 2]
+    assert all(checkpoints.intact(step) for step in checkpoints.steps())
+    step, state, meta = checkpoints.restore(step=2)
+    assert step == 2 == meta["step"] and trees.tree_hash(state) == trees.tree_hash(tree(2))
+    with pytest.raises(UserError, match=r"no checkpoint of step 3.*\[2, 4, 5\]"):
+      checkpoints.restore(step=3)
+    flip(largest_file(tmp_path, 2))
+    with pytest.raises(UserError, match="none of the checkpoints \\[2\\].*intact"):
+      checkpoints.restore(step=2)  # no other step in its place
+
+
 def flip(path):
   content = bytearray(path.read_bytes())
   content[len(content) // 2] ^= 1

@@ -18,7 +18,7 @@ from adm_reference import Reference, Variant
 from cfg.base import checkpoint, optim, sharding, trees
 from cfg.base import config as config_lib
 from cfg.base.errors import UserError
-from cfg.inference import network, pictures
+from cfg.inference import network, pictures, program
 from cfg.interop import adm, torch_file, weights
 from cfg.models import unet
 from cfg.sweep import run as sweep
@@ -46,6 +46,7 @@ def workdir(tmp_path_factory):
   noisy = jax.jit(
     lambda ema: jax.tree.map(lambda p: p + 0.1 * jax.random.normal(jax.random.key(1), p.shape), ema)
   )
+  earlier = state
   state = state.replace(ema={**state.ema, "0.99": noisy(state.ema["0.99"])})
   assert any(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(state.ema))
   path = tmp_path_factory.mktemp("work")
@@ -57,6 +58,7 @@ def workdir(tmp_path_factory):
     "image_shape": [8, 8, 1],
   }
   with checkpoint.Checkpoints(path) as checkpoints:
+    checkpoints.save(2, state=earlier, meta={**meta, "step": 2})
     checkpoints.save(3, state=state, meta=meta)
   return path, trees.tree_hash(state.ema["0.99"])
 
@@ -104,6 +106,20 @@ print(t.weights_sha256, t.step, t.ema_decay, t.image_shape, len(t.class_names))
   assert out.split("\n")[0] == f"{expected} 3 0.99 (8, 8, 1) 10"
 
 
+def test_an_earlier_checkpoint_guides_a_later_one(workdir, mesh1):
+  """guide_step chooses among a work directory's checkpoints, the network's own too; by content."""
+  path, newest = workdir
+  config = network.load_network(path).config
+  config.guidance.update(rule="second_network", guide=str(path), guide_step=2)
+  networks = network.load_networks(config, workdir=path, mesh=mesh1)
+  assert {role: loaded.step for role, loaded in networks.items()} == {"main": 3, "guide": 2}
+  assert networks["main"].weights_sha256 == newest != networks["guide"].weights_sha256
+  assert "guidance.guide_step" not in program.facts(config)  # the content's hash says it
+  config.guidance.guide_step = 1
+  with pytest.raises(UserError, match=r"no checkpoint of step 1.*\[2, 3\]"):
+    network.load_networks(config, workdir=path, mesh=mesh1)
+
+
 def test_weights_round_trip(workdir, tmp_path):
   """Out and in, every bit of the parameters, and all that is needed to sample; the other average by
   name.
@@ -120,6 +136,8 @@ def test_weights_round_trip(workdir, tmp_path):
   assert other.ema_decay == 0.5 and other.weights_sha256 != expected
   with pytest.raises(UserError, match="holds the EMA of decay 0.5 alone"):
     network.load_network(tmp_path / "other.safetensors", ema=0.99)
+  with pytest.raises(UserError, match="of step 3 alone, not 2"):
+    network.load_network(tmp_path / "other.safetensors", step=2)
   with pytest.raises(UserError, match="ends in .safetensors"):
     network.export(path, tmp_path / "net.npz")
   assert sorted(p.name for p in tmp_path.iterdir()) == ["net.safetensors", "other.safetensors"]
@@ -204,6 +222,12 @@ def test_an_imported_network_is_sampled_from(imported, mesh8):
   folder = pictures.sample(config, mesh=mesh8, workdir=work, labels=["2"], num=2, w=0.0, seed=0)
   about = json.loads((folder / "samples.json").read_text())["about"]
   assert about["nfe"] == 3 and (folder / "grid.png").exists()
+  # its own answer to a random label guides it
+  config.guidance.rule = "random_label"
+  folder = pictures.sample(config, mesh=mesh8, workdir=work, labels=["2"], num=2, w=0.5, seed=0)
+  about = json.loads((folder / "samples.json").read_text())["about"]
+  assert (about["nfe"], about["guidance.rule"]) == (6, "random_label")
+  config.guidance.rule = "classifier_free"
   for remedy in ("separate unconditional checkpoint", "classifier guidance", "autoguidance"):
     with pytest.raises(UserError, match=remedy):
       pictures.sample(config, mesh=mesh8, workdir=work, labels=[], num=1, w=0.5, seed=0)
