@@ -97,13 +97,15 @@ def _write_grid(path, series, *, label, dataset):
 
 
 def write_csv(path: pathlib.Path, rows: Sequence[Mapping]) -> None:
-  """One line per row of sweep.json; its columns are those of all rows."""
-  text = io.StringIO()
-  columns = list(dict.fromkeys(name for row in rows for name in row))
-  writer = csv.DictWriter(text, fieldnames=columns, lineterminator="\n")
+  """One line per row of sweep.json; its columns are those of all rows, but for lists."""
+  lines = io.StringIO()
+  columns = [name for row in rows for name in row if not isinstance(row[name], list)]
+  writer = csv.DictWriter(
+    lines, fieldnames=list(dict.fromkeys(columns)), extrasaction="ignore", lineterminator="\n"
+  )
   writer.writeheader()
   writer.writerows(rows)
-  files.write_text(path, text.getvalue())
+  files.write_text(path, lines.getvalue())
 
 
 def write_curve(path: pathlib.Path, content: Mapping) -> None:
