@@ -23,7 +23,7 @@ INSIDE = {
   "sweep": "run; strength; provenance variant",
   "training": "loop; heldout previews quick_metrics step_log dry_run; step throughput; state",
   "inference": "pictures workdir_config; generator network; program",
-  "report": "page; table figures",
+  "report": "page; differences; table figures",
   "features": (
     "references; reference_files select; judge_files; placed; inception judge cifar_resnet; "
     "extractor"
