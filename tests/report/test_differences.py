@@ -119,10 +119,10 @@ def test_what_makes_pairs(facts, reason):
 
 
 def test_what_sweep_json_keeps():
-  """Every difference with the places of its rows, as JSON; and the text of a sweep has both."""
-  rows = [row(0.0, 2.0), row(1.0, 1.5), row(0.0, 3.0, **{"sampler.name": "heun"})]
+  """Every difference with the places of its rows, as JSON."""
+  rows = [row(1.0, 1.5), row(0.0, 2.0), row(0.0, 3.0, **{"sampler.name": "heun"})]
   kept = differences.to_json(rows, METRICS)
   assert json.loads(json.dumps(kept)) == kept
-  assert [(d["row"], d["baseline"], d["paired"]) for d in kept] == [(1, 0, True), (2, 0, True)]
+  assert [(d["row"], d["baseline"], d["paired"]) for d in kept] == [(0, 1, True), (2, 1, True)]
   assert kept[0]["fid"]["value"] == -0.5 and kept[0]["fid"]["verdict"] == "better"
   assert kept[0]["recall"]["verdict"] == "lower"
