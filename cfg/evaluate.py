@@ -23,7 +23,7 @@ from cfg.features.placed import PlacedExtractor
 from cfg.features.references import Measured
 from cfg.metrics import reference, summary
 from cfg.metrics.metric import Metric, fact, roles
-from cfg.report import table
+from cfg.report import differences, table
 
 # facts that rows must agree in to be compared, besides those of each role
 DECIDING = ("strength", "num_samples", "num_blocks", "allow_few", "sweep.allow_few", "uint8")
@@ -143,7 +143,8 @@ def evaluate(
 
 
 def compare(first: str, second: str) -> str:
-  """The numbers of two rows, or of two sweeps strength by strength, side by side, as text.
+  """The numbers of two rows, or of two sweeps strength by strength, side by side, and how well the
+  differences are known, as text.
 
   Raises:
     UserError: they are not comparable.
@@ -167,7 +168,9 @@ def compare(first: str, second: str) -> str:
   if differ:
     raise UserError(f"{first!r} and {second!r} cannot be compared: {'; '.join(differ)}.")
   common = [metric for metric in metrics if metric in their_metrics]
-  return "\n".join(table.difference_table(ours[w], theirs[w], common) for w in strengths)
+  compared = [differences.between(ours[w], theirs[w], common) for w in strengths]
+  tables = [differences.difference_table(comparison, common) for comparison in compared]
+  return "\n".join([*tables, *differences.notes(compared, common)])
 
 
 def deciding_facts(row: Mapping, metrics: Sequence[Metric]) -> dict:

@@ -262,12 +262,12 @@ def train_on(run, dataset):
 
 
 def sweep_on(run, dataset):
-  """Sweep with a data set's references, and print the table."""
-  from cfg.report import table
+  """Sweep with a data set's references, and print what it found."""
+  from cfg.report import page
   from cfg.sweep import run as sweep
 
   content = sweep.sweep(run.config, dataset=dataset, mesh=run.mesh, workdir=run.workdir)
-  print(table.table(content))
+  print(page.text(content))
   say_where(run)
 
 

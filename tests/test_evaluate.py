@@ -389,12 +389,13 @@ def test_sweeps_are_compared_strength_by_strength(tmp_path):
   first = sweep("a.json", row, {**row, "w": 0.3, "fid": 1.5}, {**row, "w": 4.0})
   second = sweep("b.json", {**row, "w": 0.3, "fid": 1.75}, {**row, "fid": 2.5})
   lines = [line.split() for line in evaluate.compare(first, second).splitlines()]
-  assert len(lines) == 6
-  assert lines[0] == ["w", "=", "0", "(scale", "=", "1)", "first", "second", "difference"]
-  assert lines[1] == ["FID", "2.000", "2.500", "0.500"]
-  assert lines[2] == ["FID", "held-out", "-", "-", "-"]
+  assert len(lines) == 7
+  assert lines[0][:9] == ["w", "=", "0", "(scale", "=", "1)", "first", "second", "difference"]
+  assert lines[1] == ["FID", "2.000", "2.500", "+0.500", "-", "-", "-"]
+  assert lines[2] == ["FID", "held-out", *"------"]
   assert lines[3][2:6] == ["0.3", "(scale", "=", "1.3)"]
-  assert lines[4] == ["FID", "1.500", "1.750", "0.250"]
+  assert lines[4] == ["FID", "1.500", "1.750", "+0.250", "-", "-", "-"]
+  assert "earlier version" in " ".join(lines[6])
   for rows, word in (
     ([{**row, "inception/sha256": "c"}], "inception/sha256 is 'a' and 'c'"),
     ([row, row], "several rows of one strength"),
@@ -405,6 +406,45 @@ def test_sweeps_are_compared_strength_by_strength(tmp_path):
   files.write_json(tmp_path / "row.json", {**row, "metrics": metrics})
   with pytest.raises(UserError, match="no strength in common"):
     evaluate.compare(first, str(tmp_path / "row.json"))
+
+
+def test_rows_of_one_seed_are_compared_pair_by_pair(network, places):
+  """Of sample runs of one seed the error is the pairs', near zero for images that hardly differ; of
+  two seeds, and of images of which nothing is known, that of independent samples, which is said.
+  """
+  net = network(("pool_3",))
+  seeds = {"a": 0, "b": 0, "c": 1}
+  for name, seed in seeds.items():
+    pixels = PIXELS if name == "a" else np.minimum(PIXELS, 220)
+    (places / name).mkdir()
+    rows = [{"file": f"{i:05d}.png", "w": 1.0, "scale": 2.0, "seed": seed} for i in range(90)]
+    for row, image in zip(rows, pixels, strict=True):
+      Image.fromarray(image).save(places / name / row["file"])
+    about = {"about": {"main/data": "noise"}, "samples": rows}
+    files.write_json(places / name / "samples.json", about)
+  measured = {name: run(places, net, images=name) for name in seeds}
+  measured["unknown"] = run(places, net)
+  for name, row in measured.items():
+    files.write_json(places / f"{name}.json", row)
+
+  def fid(other):
+    text = evaluate.compare(str(places / "a.json"), str(places / f"{other}.json"))
+    (line,) = (line for line in text.splitlines() if line.split()[0] == "FID")
+    return line.split(maxsplit=6)[1:], text
+
+  (first, second, difference, err, ratio, _), text = fid("b")
+  row, other = measured["a"], measured["b"]
+  assert (first, second) == (f"{row['fid']:.3f}", f"{other['fid']:.3f}")
+  shift = np.subtract(other["fid_without"], row["fid_without"])
+  assert float(difference) == pytest.approx(other["fid"] - row["fid"], abs=6e-4)
+  assert float(err) == pytest.approx(scores.jackknife_error(shift), abs=6e-4)
+  assert float(ratio) < 0.3 and "Not paired" not in text and "5 blocks" in text
+  for name, reason in (("c", "the seed is 0 and 1"), ("unknown", "not of one seed")):
+    (*_, err, ratio, verdict), text = fid(name)
+    errs = [scores.jackknife_error(measured[n]["fid_without"]) for n in ("a", name)]
+    assert float(err) == pytest.approx(np.hypot(*errs), rel=0.1)
+    assert (ratio, verdict) == ("-", "not resolved")
+    assert "Not paired (" in text and reason in text
 
 
 def test_the_command_line(network, places, monkeypatch, capsys):

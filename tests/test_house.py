@@ -23,7 +23,7 @@ INSIDE = {
   "sweep": "run; strength; provenance variant",
   "training": "loop; heldout previews quick_metrics step_log dry_run; step throughput; state",
   "inference": "pictures workdir_config; generator network; program",
-  "report": "page; table figures",
+  "report": "page; differences; table figures",
   "features": (
     "references; reference_files select; judge_files; placed; inception judge cifar_resnet; "
     "extractor"
@@ -35,7 +35,7 @@ INSIDE = {
   "models": "unet classifier; backbone; layers; inception judge cifar_resnet",
   "data": "prepare pipeline; sources; tfds; preparing; records recipes decode synthetic dataset",
   "data.preparing": "inputs; class_folders; cifar10 dataset_json imagenet; trees; parts layout",
-  "metrics": "summary reference; scores pairwise; statistics; metric",
+  "metrics": "summary reference; paired; scores pairwise; statistics; metric",
   "base": (
     "config; cli checkpoint images sharding logs pickles fields; defaults; files trees runtime "
     "optim flops paths progress; errors"
@@ -59,7 +59,7 @@ HOMES = {
   "matplotlib": {"report.figures"},
   "sklearn": {"data.sources"},
   "tensorflow_datasets": {"data.tfds"},
-  "scipy": {"data"},
+  "scipy": {"data", "metrics.paired"},
   "tensorflow": set(),
   "torch": set(),
 }

@@ -1,3 +1,3 @@
-"""Numbers from features: streaming statistics, FID, IS, precision, recall, KID, and reference
-files. numpy alone.
+"""Numbers from features: streaming statistics, FID, IS, precision, recall, KID, their differences,
+and reference files. numpy, and scipy for Student's t.
 """

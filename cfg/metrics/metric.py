@@ -44,6 +44,11 @@ class Metric(NamedTuple):
     return f"{self.key}_block_mean"
 
   @property
+  def without(self) -> str:
+    """The name of its values without each block in turn."""
+    return f"{self.key}_without"
+
+  @property
   def infinity(self) -> str:
     """The name of its value at infinitely many samples."""
     return f"{self.key}_infinity"

@@ -52,7 +52,9 @@ def summarise(
   count there, which few images do not bias. KID's is the jackknife's of the kernel distance of all
   samples, together with that of drawing its subsets. A Fréchet distance is biased upwards by about
   1/N, hence `fid_block_mean`, at a block's N, lies above `fid`; `inception_score_block_mean` is the
-  score as it is mostly reported, the mean over splits, and lies below.
+  score as it is mostly reported, the mean over splits, and lies below. Beside each error stands the
+  list of its number without each block in turn, of which metrics.paired makes the errors of
+  differences.
 
   Args:
     blocks: at least 2.
@@ -70,7 +72,7 @@ def summarise(
     raise ValueError(f"an error needs at least 2 blocks, got {len(blocks)}")
   parts = _Parts(blocks, allow_few=allow_few, extrapolate=extrapolate)
   references = {TRAIN: train, HELDOUT: heldout}
-  values: dict[str, float | None] = {}
+  values: dict[str, float | list[float] | None] = {}
   for metric in metrics:
     target = references[metric.against]
     if target is not None:
@@ -168,7 +170,11 @@ def _frechet(metric, parts, target):
   )
   if not parts.large(metric.output):
     without = [distance(rest, True) for rest in parts.without]
-    return {metric.key: distance(parts.total), metric.err: scores.jackknife_error(without)}
+    return {
+      metric.key: distance(parts.total),
+      metric.err: scores.jackknife_error(without),
+      metric.without: without,
+    }
   values = _over_blocks(metric, distance, parts)
   if metric.against == HELDOUT:
     del values[metric.block_mean]
@@ -199,7 +205,11 @@ def _share(metric, parts, target):
     return {}
   nearest = parts.nearest(metric.output, target)
   without = getattr(nearest, f"{metric.kind}_without")
-  return {metric.key: getattr(nearest, metric.kind), metric.err: scores.jackknife_error(without)}
+  return {
+    metric.key: getattr(nearest, metric.kind),
+    metric.err: scores.jackknife_error(without),
+    metric.without: list(without),
+  }
 
 
 def _kernel_distance(metric, parts, target):
@@ -210,11 +220,12 @@ def _kernel_distance(metric, parts, target):
   distance = _kid(np.concatenate(blocks), real)
   # subsets of few samples overlap, and hardly differ: how far other samples would be is the
   # jackknife's to say
-  samples_err = scores.jackknife_error(pairwise.squared_mmd_without(blocks, real))
+  without = pairwise.squared_mmd_without(blocks, real)
   return {
     metric.key: distance.kid,
     metric.subset: distance.subset_size,
-    metric.err: float(np.hypot(samples_err, distance.kid_err)),
+    metric.err: float(np.hypot(scores.jackknife_error(without), distance.kid_err)),
+    metric.without: without.tolist(),
   }
 
 
@@ -233,6 +244,7 @@ def _over_blocks(metric, function, parts):
   return {
     metric.key: function(parts.total),
     metric.err: scores.standard_error(values),
+    metric.without: [function(rest) for rest in parts.without],
     metric.block_mean: float(np.mean(values)),
   }
 

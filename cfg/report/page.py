@@ -1,5 +1,5 @@
-"""What a sweep leaves for a reader: sweep.json, the CSV, the curve, the grids, the nearest training
-images.
+"""What a sweep leaves for a reader: its text, sweep.json, the CSV, the curve, the grids, the
+nearest training images.
 """
 
 import csv
@@ -13,7 +13,7 @@ import numpy as np
 
 from cfg.base import files
 from cfg.metrics.metric import HELDOUT, TRAIN, Metric, fact, roles
-from cfg.report import figures, table
+from cfg.report import differences, figures, table
 
 FILES = ("sweep.json", "sweep.csv", "curve.png", "grid.png", "nearest.png")
 
@@ -56,11 +56,13 @@ class Report:
 def write(workdir: pathlib.Path, report: Report) -> dict:
   """Write FILES to `workdir`, and a grid for each further series; the content of sweep.json."""
   rows = report.rows
+  metrics = [metric for metric in report.metrics if metric.key in rows[0]]
   content = {
     "about": report.about,
-    "metrics": table.to_json(metric for metric in report.metrics if metric.key in rows[0]),
+    "metrics": table.to_json(metrics),
     "rows": rows,
     "references": report.real,
+    "differences": differences.to_json(rows, metrics),
   }
   if report.paper and report.paper["rows"] and (beside := table.beside_paper(rows, report.paper)):
     content["paper"] = beside
@@ -77,6 +79,11 @@ def write(workdir: pathlib.Path, report: Report) -> dict:
     _write_grid(path, series, label=label, dataset=report.dataset)
   files.write_json(workdir / "sweep.json", content)  # last: it says that the rest is there
   return content
+
+
+def text(content: Mapping) -> str:
+  """The table of a sweep, and that of its differences, which one row has not."""
+  return "\n\n".join(filter(None, (table.table(content), differences.text(content))))
 
 
 def _write_grid(path, series, *, label, dataset):
@@ -97,13 +104,15 @@ def _write_grid(path, series, *, label, dataset):
 
 
 def write_csv(path: pathlib.Path, rows: Sequence[Mapping]) -> None:
-  """One line per row of sweep.json; its columns are those of all rows."""
-  text = io.StringIO()
-  columns = list(dict.fromkeys(name for row in rows for name in row))
-  writer = csv.DictWriter(text, fieldnames=columns, lineterminator="\n")
+  """One line per row of sweep.json; its columns are those of all rows, but for lists."""
+  lines = io.StringIO()
+  columns = [name for row in rows for name in row if not isinstance(row[name], list)]
+  writer = csv.DictWriter(
+    lines, fieldnames=list(dict.fromkeys(columns)), extrasaction="ignore", lineterminator="\n"
+  )
   writer.writeheader()
   writer.writerows(rows)
-  files.write_text(path, text.getvalue())
+  files.write_text(path, lines.getvalue())
 
 
 def write_curve(path: pathlib.Path, content: Mapping) -> None:

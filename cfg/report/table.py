@@ -1,4 +1,4 @@
-"""Numbers as text: tables of a sweep, of given images and of two rows, and the paper's beside."""
+"""Numbers as text: tables of a sweep and of given images, and the paper's beside."""
 
 import json
 import pathlib
@@ -227,18 +227,6 @@ def image_table(row: Mapping) -> str:
   if row["allow_few"]:
     notes.append(f"--allow_few: {FEW}")
   return "\n".join([aligned(lines), *notes])
-
-
-def difference_table(first: Mapping, second: Mapping, metrics: Sequence[Metric]) -> str:
-  """The numbers of two rows side by side, and how much larger the second's are."""
-  head = strength_text(first) if "w" in first else ""
-  lines = [[head, "first", "second", "difference"]]
-  for metric in metrics:
-    a = first[metric.key]
-    b = second[metric.key]
-    difference = None if a is None or b is None else b - a
-    lines.append([metric.title, *(number(metric, value) for value in (a, b, difference))])
-  return aligned(lines)
 
 
 def beside_paper(rows: Sequence[Mapping], paper) -> dict | None:

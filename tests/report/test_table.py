@@ -5,7 +5,7 @@ import json
 import numpy as np
 
 from cfg.metrics.metric import Metric
-from cfg.report import table
+from cfg.report import differences, table
 from configs import imagenet64, imagenet128
 
 
@@ -72,7 +72,8 @@ def test_a_strength_that_is_not_the_papers_has_its_own_name():
     {"metrics": table.to_json([fid]), "rows": [row], "references": [], "about": about}
   )
   assert text.split()[0] == "lambda" and "lambda is the strength of guidance.rule 'any'" in text
-  assert "lambda = 0.5 " in table.difference_table(row, row, [fid])
+  alone = differences.difference_table(differences.between(row, row, [fid]), [fid])
+  assert alone.startswith("lambda = 0.5 ")
   papers = {**row, "scale": 1.5}
   del papers["strength"]
   assert table.one_line(papers, [fid]) == "w = 0.5 (scale = 1.5): FID 2.000"

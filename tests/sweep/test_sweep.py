@@ -106,8 +106,12 @@ def test_everything_is_there(done):
   with (workdir / "sweep.csv").open() as f:
     assert [float(r["fid"]) for r in csv.DictReader(f)] == [r["fid"] for r in rows]
   assert content["references"][0]["num_samples"] == 100  # as many as a strength has
-  text = table.table(content)
+  text = page.text(content)
   assert "not Inception's" in text and content["rows"][0]["judge/name"] in text and "real" in text
+  assert "Differences from w = 0:" in text and "2 blocks" in text and "Not paired" not in text
+  (difference,) = content["differences"]
+  assert (difference["row"], difference["baseline"], difference["paired"]) == (1, 0, True)
+  assert difference["fid"]["value"] == rows[1]["fid"] - rows[0]["fid"]
   records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
   assert {r["step"] for r in records if "loss" in r} == {2, 4, 6}
   assert {"heldout/loss_cond", "heldout/loss_null"} <= records[-1].keys() and len(
