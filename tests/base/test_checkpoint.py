@@ -56,7 +56,7 @@ def test_round_trip(saved, mesh8):
 
 
 def test_chosen_steps_are_kept_for_good(tmp_path):
-  """Multiples of keep_every stay beside the newest, and are restored by their number, or refused."""
+  """Multiples of keep_every stay beside the newest, and come back by number, or not at all."""
   with checkpoint.Checkpoints(tmp_path, keep=1, keep_every=2) as checkpoints:
     for step in range(1, 6):
       checkpoints.save(step, state=tree(step), meta={"step": step})
