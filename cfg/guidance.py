@@ -2,8 +2,9 @@
 
 P is Ho & Salimans 2022 (arXiv 2207.12598). A rule sees the networks as functions
 `eps_fn(z [B,H,W,C], logsnr [B], y [B]) -> eps_hat [B,H,W,C]` by role, "main" being the model
-that is sampled from, and knows nothing of samplers. A new rule is one function here and its
-line in RULES; the names of its arguments are fields of the config's section `guidance`.
+that is sampled from, and knows nothing of samplers. A role may be a classifier's instead,
+`log_prob_fn(z, logsnr, y) -> log p(y | z) [B]`. A new rule is one function here and its line in
+RULES; the names of its arguments are fields of the config's section `guidance`.
 """
 
 import math
@@ -19,6 +20,7 @@ from cfg.diffusion import Array, expand
 
 Memory = Any  # a tree of arrays that a rule or a sampler carries from step to step
 EpsFn = Callable[[Array, Array, Array], Array]  # (z [B,H,W,C], logsnr [B], y [B]) -> eps_hat
+LogProbFn = Callable[[Array, Array, Array], Array]  # (z, logsnr, y), the same -> log p(y|z) [B]
 
 MAIN = "main"
 
@@ -46,13 +48,15 @@ class Rule(NamedTuple):
 
   Attributes:
     init: (z, y) -> memory, () for rules that remember nothing.
-    apply: (networks, *, w, y, keys) -> GuidedFn. `networks` is {role: EpsFn}; `w` the strength, a
-      scalar or [B], traced; `keys` [B] PRNG keys of this step, for rules that draw.
+    apply: (networks, *, w, y, keys) -> GuidedFn. `networks` is {role: EpsFn, or LogProbFn for the
+      roles in `classifiers`}; `w` the strength, a scalar or [B], traced; `keys` [B] PRNG keys of
+      this step, for rules that draw.
     calls: (logsnr) -> {role: rows of that network for one sample at that level}.
     unguided: the rule that this one equals where every w is 0; None: itself.
     strength: what its strength is called: the paper's "w", or "lambda" of CFG++.
     sets_renoise: whether Guided.renoise is given, which samplers that do not read
       Estimate.eps would ignore.
+    classifiers: the roles that are classifiers.
   """
 
   init: Callable[[Array, Array], Memory]
@@ -61,6 +65,7 @@ class Rule(NamedTuple):
   unguided: "Rule | None" = None
   strength: str = "w"
   sets_renoise: bool = False
+  classifiers: tuple[str, ...] = ()
 
 
 def drop_labels(*, keys: Array, y: Array, p_uncond: float, null_label: int) -> Array:
@@ -164,6 +169,67 @@ def second_network(*, role: str) -> Rule:
     return guided
 
   return Rule(_nothing, apply, calls=lambda logsnr: {MAIN: 1, role: 1}, unguided=conditional())
+
+
+def classifier(*, role: str) -> Rule:
+  """eps = eps(z, y) - w sigma grad_z log p_role(y | z): classifier guidance of a conditional model.
+
+  P section 3.1, after Dhariwal & Nichol 2021 (arXiv 2105.05233, algorithm 2), whose classifier
+  scale is w here. The target is p(z | y) p(y | z)^w. A gradient counts as one call.
+  """
+
+  def apply(networks, *, w, y, keys):
+    del keys
+
+    def guided(z, logsnr, memory):
+      level = jnp.full(z.shape[:1], logsnr)
+      cond = networks[MAIN](z, level, y)
+      term = _classifier_term(networks[role], z=z, level=level, y=y)
+      return Guided(cond - expand(w, z) * term, aux={"gap": squared_norm(term)}), memory
+
+    return guided
+
+  return Rule(
+    init=_nothing,
+    apply=apply,
+    calls=lambda logsnr: {MAIN: 1, role: 1},
+    unguided=conditional(),
+    classifiers=(role,),
+  )
+
+
+def classifier_unconditional(*, role: str, null_label: int) -> Rule:
+  """eps = eps(z, null) - (1 + w) sigma grad_z log p_role(y | z): that of an unconditional model.
+
+  P section 3.1: weight 1 + w on p(z) is weight w on p(z | y), so that w still counts from the
+  conditional model; the classifier scale of Dhariwal & Nichol 2021 is 1 + w here. Every strength
+  but -1 takes the classifier's word for what the class is.
+
+  Args:
+    role: of the classifier.
+    null_label: label of the unconditional branch; a network without classes ignores it.
+  """
+
+  def apply(networks, *, w, y, keys):
+    del keys
+
+    def guided(z, logsnr, memory):
+      level = jnp.full(z.shape[:1], logsnr)
+      uncond = networks[MAIN](z, level, jnp.full_like(y, null_label))
+      term = _classifier_term(networks[role], z=z, level=level, y=y)
+      return Guided(uncond - (1 + expand(w, z)) * term, aux={"gap": squared_norm(term)}), memory
+
+    return guided
+
+  calls = lambda logsnr: {MAIN: 1, role: 1}
+  return Rule(_nothing, apply, calls, classifiers=(role,))
+
+
+def _classifier_term(log_prob_fn: LogProbFn, *, z: Array, level: Array, y: Array) -> Array:
+  """sigma grad_z log p(y | z), which is eps_uncond - eps_cond of an exact classifier."""
+  # a sample's own log p alone depends on it, so that the sum's gradient is each one's
+  gradient = jax.grad(lambda z: jnp.sum(log_prob_fn(z, level, y)))(z)
+  return expand(diffusion.sigma(level), z) * gradient
 
 
 def cfg_plus_plus(*, null_label: int) -> Rule:
@@ -301,6 +367,8 @@ RULES: dict[str, Callable[..., Rule]] = {
   "classifier_free": classifier_free,
   "conditional": conditional,
   "second_network": second_network,
+  "classifier": classifier,
+  "classifier_unconditional": classifier_unconditional,
   "cfg_plus_plus": cfg_plus_plus,
   "projected": projected,
 }
