@@ -139,7 +139,7 @@ def check_guidable(config: ConfigDict, strengths: Iterable[float]) -> None:
       f"{asked}has no null label: it is conditional only, and the mix needs an unconditional "
       f"estimate. Use w = 0; or guide it by another network (guidance.rule=second_network) - a "
       f"separate unconditional checkpoint, or a worse version of itself (autoguidance); or by a "
-      f"noise-conditional classifier (classifier guidance), which is not here yet; or train one "
+      f"noise-conditional classifier (guidance.rule=classifier, classifier guidance); or train one "
       f"with label dropout (train.p_uncond = 0.1)."
     )
   if guided and config.train.p_uncond == 0:
@@ -149,6 +149,24 @@ def check_guidable(config: ConfigDict, strengths: Iterable[float]) -> None:
       "Use w = 0, or train with train.p_uncond = 0.1 in another --workdir."
     )
   check_conditional(config, strengths)
+
+
+def check_unconditional(config: ConfigDict) -> None:
+  """Raise UserError if the network has no unconditional model: neither a null label that it learnt
+  nor no classes at all.
+  """
+  rows = class_rows(config)
+  if rows:
+    raise UserError(
+      "this network has no null label, and an unconditional estimate was asked for: it is "
+      "conditional only. Guide the conditional model, guidance.rule=classifier."
+    )
+  if rows is None and config.train.p_uncond == 0:
+    raise UserError(
+      "train.p_uncond is 0, and an unconditional estimate was asked for: this network never learnt "
+      "the unconditional model. Guide the conditional model, guidance.rule=classifier, or train "
+      "with train.p_uncond = 0.1 in another --workdir."
+    )
 
 
 def check_conditional(config: ConfigDict, strengths: Iterable[float]) -> None:
