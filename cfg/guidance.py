@@ -2,8 +2,9 @@
 
 P is Ho & Salimans 2022 (arXiv 2207.12598). A rule sees the networks as functions
 `eps_fn(z [B,H,W,C], logsnr [B], y [B]) -> eps_hat [B,H,W,C]` by role, "main" being the model
-that is sampled from, and knows nothing of samplers. Here are the seam, the paper's rules and what
-wraps any rule; `cfg.rules` has those of others, and the table of all.
+that is sampled from, and knows nothing of samplers. A role may be a classifier's instead,
+`log_prob_fn(z, logsnr, y) -> log p(y | z) [B]`. Here are the seam, the paper's rule and what wraps
+any rule; `cfg.rules` has those of others, and the table of all.
 """
 
 import math
@@ -19,6 +20,7 @@ from cfg.diffusion import Array, expand
 
 Memory = Any  # a tree of arrays that a rule or a sampler carries from step to step
 EpsFn = Callable[[Array, Array, Array], Array]  # (z [B,H,W,C], logsnr [B], y [B]) -> eps_hat
+LogProbFn = Callable[[Array, Array, Array], Array]  # (z, logsnr, y), the same -> log p(y|z) [B]
 
 MAIN = "main"
 
@@ -46,8 +48,9 @@ class Rule(NamedTuple):
 
   Attributes:
     init: (z, y) -> memory, () for rules that remember nothing.
-    apply: (networks, *, w, y, keys) -> GuidedFn. `networks` is {role: EpsFn}; `w` the strength, a
-      scalar or [B], traced; `keys` [B] PRNG keys of this step, for rules that draw.
+    apply: (networks, *, w, y, keys) -> GuidedFn. `networks` is {role: EpsFn, or LogProbFn for the
+      roles in `classifiers`}; `w` the strength, a scalar or [B], traced; `keys` [B] PRNG keys of
+      this step, for rules that draw.
     calls: (logsnr) -> {role: rows of that network for one sample at that level}.
     unguided: the rule that this one equals where every w is 0; None: itself.
     strength: what its strength is called: the paper's "w", or "lambda" of CFG++.
@@ -56,6 +59,7 @@ class Rule(NamedTuple):
       Estimate.eps would ignore.
     start: (z_1, w) -> z_1, what the strength does to the first noise; None: nothing.
     noise: (noise, w) -> noise, and what it does to that of each step; None: nothing.
+    classifiers: the roles that are classifiers.
   """
 
   init: Callable[[Array, Array], Memory]
@@ -67,6 +71,7 @@ class Rule(NamedTuple):
   sets_renoise: bool = False
   start: Callable[[Array, Array | float], Array] | None = None
   noise: Callable[[Array, Array | float], Array] | None = None
+  classifiers: tuple[str, ...] = ()
 
 
 def drop_labels(*, keys: Array, y: Array, p_uncond: float, null_label: int) -> Array:

@@ -17,6 +17,7 @@ from cfg.guidance import (
   MAIN,
   Array,
   Guided,
+  LogProbFn,
   Rule,
   branches,
   classifier_free,
@@ -47,6 +48,67 @@ def second_network(*, role: str) -> Rule:
     return guided
 
   return Rule(nothing, apply, calls=lambda logsnr: {MAIN: 1, role: 1}, unguided=conditional())
+
+
+def classifier(*, role: str) -> Rule:
+  """eps = eps(z, y) - w sigma grad_z log p_role(y | z): classifier guidance of a conditional model.
+
+  P section 3.1, after Dhariwal & Nichol 2021 (arXiv 2105.05233, algorithm 2), whose classifier
+  scale is w here. The target is p(z | y) p(y | z)^w. A gradient counts as one call.
+  """
+
+  def apply(networks, *, w, y, keys):
+    del keys
+
+    def guided(z, logsnr, memory):
+      level = jnp.full(z.shape[:1], logsnr)
+      cond = networks[MAIN](z, level, y)
+      term = _classifier_term(networks[role], z=z, level=level, y=y)
+      return Guided(cond - expand(w, z) * term, aux={"gap": squared_norm(term)}), memory
+
+    return guided
+
+  return Rule(
+    init=nothing,
+    apply=apply,
+    calls=lambda logsnr: {MAIN: 1, role: 1},
+    unguided=conditional(),
+    classifiers=(role,),
+  )
+
+
+def classifier_unconditional(*, role: str, null_label: int) -> Rule:
+  """eps = eps(z, null) - (1 + w) sigma grad_z log p_role(y | z): that of an unconditional model.
+
+  P section 3.1: weight 1 + w on p(z) is weight w on p(z | y), so that w still counts from the
+  conditional model; the classifier scale of Dhariwal & Nichol 2021 is 1 + w here. Every strength
+  but -1 takes the classifier's word for what the class is.
+
+  Args:
+    role: of the classifier.
+    null_label: label of the unconditional branch; a network without classes ignores it.
+  """
+
+  def apply(networks, *, w, y, keys):
+    del keys
+
+    def guided(z, logsnr, memory):
+      level = jnp.full(z.shape[:1], logsnr)
+      uncond = networks[MAIN](z, level, jnp.full_like(y, null_label))
+      term = _classifier_term(networks[role], z=z, level=level, y=y)
+      return Guided(uncond - (1 + expand(w, z)) * term, aux={"gap": squared_norm(term)}), memory
+
+    return guided
+
+  calls = lambda logsnr: {MAIN: 1, role: 1}
+  return Rule(nothing, apply, calls, classifiers=(role,))
+
+
+def _classifier_term(log_prob_fn: LogProbFn, *, z: Array, level: Array, y: Array) -> Array:
+  """sigma grad_z log p(y | z), which is eps_uncond - eps_cond of an exact classifier."""
+  # a sample's own log p alone depends on it, so that the sum's gradient is each one's
+  gradient = jax.grad(lambda z: jnp.sum(log_prob_fn(z, level, y)))(z)
+  return expand(diffusion.sigma(level), z) * gradient
 
 
 def random_label(*, num_classes: int) -> Rule:
@@ -289,6 +351,8 @@ RULES: dict[str, Callable[..., Rule]] = {
   "classifier_free": classifier_free,
   "conditional": conditional,
   "second_network": second_network,
+  "classifier": classifier,
+  "classifier_unconditional": classifier_unconditional,
   "cfg_plus_plus": cfg_plus_plus,
   "projected": projected,
   "random_label": random_label,

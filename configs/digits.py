@@ -77,6 +77,8 @@ def get_config():
       accumulate=1,  # micro-batches an update is made of: the same update in less memory
       fsdp=1,  # devices over which parameters, averages and moments are split; 1: each has a copy
       num_steps=400,
+      # "denoise": a diffusion model; "classify": a classifier of noised images, to guide one
+      objective="denoise",
       # the paper's 0.1 and 0.2 do equally well; so short a run trains the null label little
       p_uncond=0.2,
       flip=False,
@@ -104,11 +106,13 @@ def get_config():
   config.guidance = section(
     dict(
       # "classifier_free": the paper's; "conditional": none; "second_network": `guide` in place of
-      # the null label (autoguidance); "cfg_plus_plus": w is its lambda; "projected"; "power_law";
-      # for networks without a null label "random_label" and "shifted_level"; low temperatures
-      # "scaled_score", "temporal_rescaling", "shrunk_noise" and "truncation"
+      # the null label (autoguidance); "classifier": by the gradient of that in `guide`, on the
+      # conditional model, or with "classifier_unconditional" on the unconditional one;
+      # "cfg_plus_plus": w is its lambda; "projected"; "power_law"; for networks without a null
+      # label "random_label" and "shifted_level"; low temperatures "scaled_score",
+      # "temporal_rescaling", "shrunk_noise" and "truncation"
       rule="classifier_free",
-      guide="",  # work directory or weights file of the second network
+      guide="",  # work directory or weights file of the second network or the classifier
       guide_ema=config_dict.placeholder(float),  # which average of it, by decay; None: the first
       guide_step=config_dict.placeholder(int),  # which checkpoint of a work directory; None: newest
       # of w from pure noise to the end: "constant", "linear" or "cosine" (cfg.guidance.RAMPS)

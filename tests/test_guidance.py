@@ -159,6 +159,8 @@ RULES = {
   "classifier_free": PLAIN,
   "conditional": guidance.conditional(),
   "second_network": rules.second_network(role="guide"),
+  "classifier": rules.classifier(role="guide"),
+  "classifier_unconditional": rules.classifier_unconditional(role="guide", null_label=NULL),
   "cfg_plus_plus": rules.cfg_plus_plus(null_label=NULL),
   "projected": rules.projected(null_label=NULL, momentum=-0.5, norm_limit=2.0, parallel=0.0),
   "random_label": rules.random_label(num_classes=2),
@@ -185,18 +187,28 @@ def quiet_eps(z, logsnr, y):
   )
 
 
-NETWORKS = {guidance.MAIN: wave_eps, "guide": quiet_eps}
+def wave_log_prob(z, logsnr, y):
+  """A classifier of another function."""
+  level, label = diffusion.expand(logsnr, z), diffusion.expand(y.astype(jnp.float32), z)
+  return jnp.sum(jnp.cos(2 * z + 0.3 * level + label), axis=(1, 2, 3))
+
+
+def networks_of(rule):
+  """A network of the kind that each role of the rule asks for."""
+  return {guidance.MAIN: wave_eps, "guide": wave_log_prob if rule.classifiers else quiet_eps}
 
 
 @pytest.mark.parametrize("name", RULES)
 def test_the_unguided_form_is_the_rule_at_zero(name):
-  """At w = 0 a rule gives its unguided form's estimate; CFG++, whose zero is not that, has none."""
+  """At w = 0 a rule gives its unguided form's estimate; those whose zero takes as many calls have
+  none.
+  """
   rule = RULES[name]
   if rule.unguided is None:
-    assert name in ("conditional", "cfg_plus_plus")
+    assert name in ("conditional", "cfg_plus_plus", "classifier_unconditional")
     return
-  got, _ = apply(rule, NETWORKS, z=Z, logsnr=0.5, y=Y, w=0.0)
-  plain, _ = apply(rule.unguided, NETWORKS, z=Z, logsnr=0.5, y=Y, w=0.0)
+  got, _ = apply(rule, networks_of(rule), z=Z, logsnr=0.5, y=Y, w=0.0)
+  plain, _ = apply(rule.unguided, networks_of(rule), z=Z, logsnr=0.5, y=Y, w=0.0)
   np.testing.assert_allclose(got.eps, plain.eps, atol=1e-5)
   assert sum(rule.unguided.calls(0.5).values()) == 1
 
@@ -204,11 +216,10 @@ def test_the_unguided_form_is_the_rule_at_zero(name):
 @pytest.mark.parametrize("name", RULES)
 def test_a_rule_treats_each_sample_alone(name):
   """A sample's estimate is the same in another batch, whatever the strengths of the others."""
-  w = np.float32([0.5, 2.0, 1.0])
-  got, _ = apply(RULES[name], NETWORKS, z=Z, logsnr=0.5, y=Y, w=w)
-  alone, _ = apply(
-    RULES[name], NETWORKS, z=Z[1:2], logsnr=0.5, y=Y[1:2], w=2.0, keys=sample_keys([1])
-  )
+  w, networks = np.float32([0.5, 2.0, 1.0]), networks_of(RULES[name])
+  got, _ = apply(RULES[name], networks, z=Z, logsnr=0.5, y=Y, w=w)
+  one = dict(z=Z[1:2], y=Y[1:2], w=2.0, keys=sample_keys([1]))
+  alone, _ = apply(RULES[name], networks, logsnr=0.5, **one)
   np.testing.assert_allclose(got.eps[1:2], alone.eps, atol=1e-5)
 
 
@@ -247,7 +258,8 @@ def counting(networks, counts):
 def test_calls_are_what_a_callback_counts(name, sampler):
   """nfe, from the rule's calls at the sampler's levels, is what the host sees, skips included."""
   counts, num_steps = {}, 9
-  run(RULES[name], counting(NETWORKS, counts), w=1.5, sampler=sampler, num_steps=num_steps)
+  networks = counting(networks_of(RULES[name]), counts)
+  run(RULES[name], networks, w=1.5, sampler=sampler, num_steps=num_steps)
   jax.effects_barrier()
   grid = np.float32(schedules.sampling_grid(num_steps=num_steps))
   drawn = program.Program(RULES[name], sampler, grid, sampling.no_limit(), (1, 1, 2), {})
@@ -299,6 +311,46 @@ def test_a_second_network_takes_the_place_of_the_null_label():
   unconditional = lambda z, logsnr, y: exact_eps(z, logsnr, jnp.full_like(y, NULL))
   two, _ = run(RULES["second_network"], {guidance.MAIN: exact_eps, "guide": unconditional}, w=1.5)
   np.testing.assert_allclose(two, run(PLAIN, exact_eps, w=1.5)[0], atol=1e-4)
+
+
+@jax.vmap
+def exact_log_prob(z, logsnr, y):
+  """log p(y | z_lambda) of the mixture, in closed form."""
+  joint = [log_p_given(z.reshape(2), logsnr, c) for c in (0, 1)]
+  return jax.nn.log_softmax(jnp.log(PRIOR) + jnp.stack(joint))[y]
+
+
+EXACT = {guidance.MAIN: exact_eps, "guide": exact_log_prob}
+
+
+@pytest.mark.parametrize("name", ["classifier", "classifier_unconditional"])
+@pytest.mark.parametrize("w", [0.0, 0.5, 3.0])
+def test_an_exact_classifier_guides_as_the_null_label_does(name, w):
+  """With p(y|z) of the mixture, on the conditional or the unconditional model: the estimate and the
+  gap of classifier-free guidance, to rounding, at each level.
+  """
+  z = 1.5 * jax.random.normal(jax.random.key(5), (8, 1, 1, 2))
+  y = jnp.arange(8, dtype=jnp.int32) % 2
+  for level in (-4.0, -1.0, 0.0, 2.0, 4.0):
+    want, _ = apply(PLAIN, exact_eps, z=z, logsnr=level, y=y, w=w)
+    got, _ = apply(RULES[name], EXACT, z=z, logsnr=level, y=y, w=w)
+    np.testing.assert_allclose(got.eps, want.eps, atol=2e-5)
+    np.testing.assert_allclose(got.aux["gap"], want.aux["gap"], atol=1e-5, rtol=1e-4)
+
+
+def test_a_classifier_at_w_zero_is_the_conditional_model():
+  """Bit for bit, with w traced, whatever the classifier says; the unconditional form at w = -1 is
+  the null label's.
+  """
+  networks = networks_of(RULES["classifier"])
+  at = jax.jit(
+    lambda w, name, y: apply(RULES[name], networks, z=Z, logsnr=0.5, y=y, w=w)[0].eps,
+    static_argnames="name",
+  )
+  plain = jax.jit(lambda y: apply(RULES["conditional"], networks, z=Z, logsnr=0.5, y=y, w=0)[0].eps)
+  np.testing.assert_array_equal(at(jnp.float32(0), "classifier", Y), plain(Y))
+  null = plain(jnp.full_like(Y, NULL))
+  np.testing.assert_array_equal(at(jnp.float32(-1), "classifier_unconditional", Y), null)
 
 
 def test_projection_is_plain_guidance_at_its_neutral_setting():

@@ -21,7 +21,9 @@ ROOMS = (
 # the modules of a room, those that import first; modules on one line know nothing of each other
 INSIDE = {
   "sweep": "run; strength; provenance variant",
-  "training": "loop; heldout previews quick_metrics step_log dry_run; step throughput; state",
+  "training": (
+    "loop; heldout previews quick_metrics step_log dry_run; step throughput; state objective"
+  ),
   "inference": "pictures workdir_config; generator network; program",
   "report": "page; differences; table figures",
   "features": (
@@ -32,10 +34,10 @@ INSIDE = {
     "adm inception; cifar_resnet inception_formats; adm_weights weights; torch_file graph_def; "
     "arrays"
   ),
-  "models": "unet classifier; backbone; layers; inception judge cifar_resnet",
+  "models": "networks; unet classifier; backbone; layers; inception judge cifar_resnet",
   "data": "prepare pipeline; sources; tfds; preparing; records recipes decode synthetic dataset",
   "data.preparing": "inputs; class_folders; cifar10 dataset_json imagenet; trees; parts layout",
-  "metrics": "summary reference; paired; scores pairwise; statistics; metric",
+  "metrics": "summary reference; paired; scores pairwise calibration; statistics; metric",
   "base": (
     "config; cli checkpoint images sharding logs pickles fields; defaults; files trees runtime "
     "optim flops paths progress; errors"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.integrate
 
-from cfg import diffusion, guidance, sampling, schedules
+from cfg import diffusion, guidance, rules, sampling, schedules
 
 NULL = 1
 MU_C, S_C, MU_U, S_U = 0.6, 0.5, -0.2, 0.9
@@ -40,39 +40,39 @@ def guided_x_hat(logsnr, w):
   return (1 - sigma * slope) / alpha, -sigma * offset / alpha
 
 
-def recursion(num_steps, v, w, temperature=1.0):
+def recursion(num_steps, v, w, *, x_hat=guided_x_hat, temperature=1.0, **grid):
   """Mean and variance of the ancestral sampler's output on linear denoisers, in float64; with the
   variance of its noise, but z_1's, times `temperature`.
   """
-  levels = schedules.sampling_grid(num_steps=num_steps)
+  levels = schedules.sampling_grid(num_steps=num_steps, **grid)
   mean, var = 0.0, 1.0
   for t, s in zip(levels[:-1], levels[1:]):
-    a, b = guided_x_hat(t, w)
+    a, b = x_hat(t, w)
     r = np.exp(t - s)
     coef_z, coef_x = r * np.sqrt(sig(s) / sig(t)), (1 - r) * np.sqrt(sig(s))
     small, large = (1 - r) * sig(-s), (1 - r) * sig(-t)
     mean = (coef_z + coef_x * a) * mean + coef_x * b
     var = (coef_z + coef_x * a) ** 2 * var + temperature * small ** (1 - v) * large**v
-  a, b = guided_x_hat(levels[-1], w)
+  a, b = x_hat(levels[-1], w)
   return a * mean + b, a**2 * var
 
 
-RULE = guidance.classifier_free(null_label=NULL)
+PLAIN = guidance.classifier_free(null_label=NULL)
 
 
-@functools.partial(jax.jit, static_argnames=("num_steps", "sampler", "rule"))
-def draw(w, *, num_steps, sampler, rule=RULE):
+@functools.partial(jax.jit, static_argnames=("num_steps", "sampler", "rule", "grid"))
+def draw(w, *, num_steps, sampler, rule=PLAIN, grid=()):
   """COUNT scalar samples as 1x1 images."""
   keys = sampling.sample_keys(key=jax.random.key(0), index=jnp.arange(COUNT, dtype=jnp.uint32))
   x, _ = sampling.sample(
-    networks={guidance.MAIN: gaussian_eps},
+    networks={guidance.MAIN: gaussian_eps, "guide": linear_log_prob},
     rule=rule,
     sampler=sampler,
     limit=sampling.no_limit(),
     keys=keys,
     y=jnp.zeros(COUNT, jnp.int32),
     w=w,
-    logsnr=schedules.sampling_grid(num_steps=num_steps),
+    logsnr=schedules.sampling_grid(num_steps=num_steps, **dict(grid)),
     image_shape=(1, 1, 1),
   )
   return x.reshape(-1)
@@ -97,18 +97,57 @@ def test_ancestral_follows_the_linear_recursion(num_steps, v, w):
 def test_ddim_is_the_deterministic_map(w):
   """Each DDIM sample is the float64 recursion from its own initial noise."""
   x = np.asarray(draw(w, num_steps=16, sampler=DDIM))
+  np.testing.assert_allclose(x, ddim_map(16, w), atol=2e-3)
+
+
+def ddim_map(num_steps, w, *, x_hat=guided_x_hat, **grid):
+  """What DDIM makes of each sample's initial noise on linear denoisers, in float64."""
   keys = sampling.sample_keys(key=jax.random.key(0), index=jnp.arange(COUNT, dtype=jnp.uint32))
   z = np.asarray(
     jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, 0), ()))(keys), np.float64
   )
-  levels = schedules.sampling_grid(num_steps=16)
+  levels = schedules.sampling_grid(num_steps=num_steps, **grid)
   for t, s in zip(levels[:-1], levels[1:]):
-    a, b = guided_x_hat(t, w)
-    x_hat = a * z + b
-    eps = (z - np.sqrt(sig(t)) * x_hat) / np.sqrt(sig(-t))
-    z = np.sqrt(sig(s)) * x_hat + np.sqrt(sig(-s)) * eps
-  a, b = guided_x_hat(levels[-1], w)
-  np.testing.assert_allclose(x, a * z + b, atol=2e-3)
+    a, b = x_hat(t, w)
+    x = a * z + b
+    eps = (z - np.sqrt(sig(t)) * x) / np.sqrt(sig(-t))
+    z = np.sqrt(sig(s)) * x + np.sqrt(sig(-s)) * eps
+  a, b = x_hat(levels[-1], w)
+  return a * z + b
+
+
+LINEAR = rules.classifier(role="guide")
+SLOPE = 0.7
+# f32 divides by alpha, which is 0.05 at its start
+NEAR = dict(logsnr_min=-6.0, logsnr_max=6.0)
+
+
+def linear_log_prob(z, logsnr, y):
+  """A classifier with log p(y | z) = SLOPE alpha z + const."""
+  del y
+  return SLOPE * jnp.sum(diffusion.expand(diffusion.alpha(logsnr), z) * z, axis=(1, 2, 3)) - 3.0
+
+
+def classifier_guided_x_hat(logsnr, w):
+  """x_hat = a z + b of eps - w sigma SLOPE alpha, as float64 numbers (a, b)."""
+  a, b = guided_x_hat(logsnr, 0.0)
+  return a, b + w * sig(-logsnr) * SLOPE
+
+
+@pytest.mark.parametrize("w", [0.5, 2.0])
+def test_a_linear_classifier_moves_samples_as_the_recursion_says(w):
+  """Unclipped on Gaussian data: each DDIM sample is the float64 recursion to 1e-5; the ancestral
+  mean and variance are the recursion's, within 4 standard errors.
+  """
+  draw_guided = functools.partial(draw, w, num_steps=16, rule=LINEAR, grid=tuple(NEAR.items()))
+  exact = dict(x_hat=classifier_guided_x_hat, **NEAR)
+  x = np.asarray(draw_guided(sampler=DDIM))
+  np.testing.assert_allclose(x, ddim_map(16, w, **exact), atol=1e-5)
+  x = np.asarray(draw_guided(sampler=ANCESTRAL[0.3]), np.float64)
+  mean, var = recursion(16, 0.3, w, **exact)
+  assert abs(x.mean() - mean) < 4 * np.sqrt(var / COUNT)
+  assert abs(x.var(ddof=1) - var) < 4 * var * np.sqrt(2 / (COUNT - 1))
+  assert abs(mean - recursion(16, 0.3, 0.0, **exact)[0]) > 20 * np.sqrt(var / COUNT)
 
 
 def test_w_zero_reaches_the_data():

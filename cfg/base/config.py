@@ -141,8 +141,8 @@ def check_guidable(config: ConfigDict, strengths: Iterable[float]) -> None:
       f"estimate. Use w = 0; or another weak branch: its own estimate for a random label "
       f"(guidance.rule=random_label) or a noisier level (shifted_level), or another network "
       f"(second_network) - a separate unconditional checkpoint, or a worse version of itself "
-      f"(autoguidance); or guide it by a noise-conditional classifier (classifier guidance), which "
-      f"is not here yet; or train one with label dropout (train.p_uncond = 0.1)."
+      f"(autoguidance); or guide it by a noise-conditional classifier (classifier, classifier "
+      f"guidance); or train one with label dropout (train.p_uncond = 0.1)."
     )
   if guided and config.train.p_uncond == 0:
     raise UserError(
@@ -151,6 +151,24 @@ def check_guidable(config: ConfigDict, strengths: Iterable[float]) -> None:
       "Use w = 0, or train with train.p_uncond = 0.1 in another --workdir."
     )
   check_conditional(config, strengths)
+
+
+def check_unconditional(config: ConfigDict) -> None:
+  """Raise UserError if the network has no unconditional model: neither a null label that it learnt
+  nor no classes at all.
+  """
+  rows = class_rows(config)
+  if rows:
+    raise UserError(
+      "this network has no null label, and an unconditional estimate was asked for: it is "
+      "conditional only. Guide the conditional model, guidance.rule=classifier."
+    )
+  if rows is None and config.train.p_uncond == 0:
+    raise UserError(
+      "train.p_uncond is 0, and an unconditional estimate was asked for: this network never learnt "
+      "the unconditional model. Guide the conditional model, guidance.rule=classifier, or train "
+      "with train.p_uncond = 0.1 in another --workdir."
+    )
 
 
 def check_conditional(config: ConfigDict, strengths: Iterable[float]) -> None:

@@ -154,6 +154,7 @@ FIELDS: dict[str, Values] = {
   "train.accumulate": integer(1, "the number of micro-batches of an update"),
   "train.fsdp": integer(1, "a number of devices"),
   "train.num_steps": COUNT,
+  "train.objective": word("denoise", "classify"),
   "train.p_uncond": number("a probability, 0.1 in the paper", least=0, most=1),
   "train.flip": FLAG,
   "train.ema_decays": distinct(several(DECAY, least=1)),

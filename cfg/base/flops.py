@@ -94,20 +94,16 @@ def of_network(model, *, image_shape):
   recomputation.
 
   Args:
-    model: a UNet.
+    model: a UNet or a Classifier.
     image_shape: (H, W, C).
 
   Returns:
     (forward, training).
   """
   model = model.clone(remat=False)
-  z = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-  row = lambda dtype: jax.ShapeDtypeStruct((1,), dtype)
-  params = jax.eval_shape(
-    lambda key: model.init(key, jnp.zeros(z.shape), jnp.zeros(1), jnp.zeros(1, jnp.int32)),
-    jax.random.key(0),
-  )
-  forward = jax.make_jaxpr(model.apply)(params, z, row(jnp.float32), row(jnp.int32))
+  inputs = model.inputs(image_shape)
+  params = jax.eval_shape(model.init, jax.random.key(0), *inputs)
+  forward = jax.make_jaxpr(model.apply)(params, *inputs)
   loss = lambda params, *inputs: jnp.sum(model.apply(params, *inputs))
-  training = jax.make_jaxpr(jax.grad(loss))(params, z, row(jnp.float32), row(jnp.int32))
+  training = jax.make_jaxpr(jax.grad(loss))(params, *inputs)
   return count(forward), count(training)

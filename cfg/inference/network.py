@@ -16,19 +16,20 @@ from cfg.base import config as config_lib
 from cfg.base.config import ConfigDict
 from cfg.base.errors import UserError, nearest
 from cfg.data.dataset import Dataset
-from cfg.guidance import MAIN, EpsFn
+from cfg.guidance import MAIN, EpsFn, LogProbFn
 from cfg.inference import program
 from cfg.interop import weights
-from cfg.models import unet
+from cfg.models import classifier, unet
+from cfg.models import networks as models
 
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-  """A trained network, ready to sample from.
+  """A trained network, ready to sample from or to guide.
 
   Attributes:
     step: completed updates.
-    model: a UNet.
+    model: a UNet or a Classifier.
     params: its averaged parameters.
     ema_decay: of that average.
     class_names: by label.
@@ -39,7 +40,7 @@ class Network:
   """
 
   step: int
-  model: unet.UNet
+  model: unet.UNet | classifier.Classifier
   params: Any
   ema_decay: float
   class_names: tuple[str, ...]
@@ -49,9 +50,15 @@ class Network:
   config: ConfigDict
 
   @property
-  def eps_fn(self) -> Callable[[Any], EpsFn]:
-    """parameters -> eps_fn, as program.Program takes it."""
-    return functools.partial(unet.make_eps_fn, self.model)
+  def is_classifier(self) -> bool:
+    """Whether it says what class an image is of; otherwise, what its noise is."""
+    return isinstance(self.model, classifier.Classifier)
+
+  @property
+  def function(self) -> Callable[[Any], EpsFn | LogProbFn]:
+    """parameters -> eps_fn or log_prob_fn, as program.Program takes it."""
+    make = classifier.make_log_prob_fn if self.is_classifier else unet.make_eps_fn
+    return functools.partial(make, self.model)
 
   @property
   def meta(self) -> dict[str, Any]:
@@ -83,41 +90,85 @@ def load_networks(
   """{role: Network} that the config's rule calls: the work directory's, and those of guidance.
 
   Raises:
-    UserError: as `load_network`, and a guide that is not for the same images.
+    UserError: as `load_network`, and a guide that is not for the same images, or a classifier in a
+      diffusion model's place, or the reverse.
   """
   main = load_network(workdir, config=config, mesh=mesh, ema=ema)
-  guides = load_guides(
-    config, mesh=mesh, class_names=main.class_names, image_shape=main.image_shape
-  )
+  if main.is_classifier:
+    raise UserError(
+      f"{str(workdir)!r} holds a classifier, which has no samples of its own: guide a diffusion "
+      "model by it, --config.guidance.rule=classifier --config.guidance.guide=WORKDIR."
+    )
+  names = None if has_no_classes(main) else main.class_names
+  guides = load_guides(config, mesh=mesh, class_names=names, image_shape=main.image_shape)
   return {MAIN: main, **guides}
 
 
+def has_no_classes(network: Network) -> bool:
+  """Whether it is a diffusion model without classes."""
+  return isinstance(network.model, unet.UNet) and network.model.class_rows == 0
+
+
+def class_names(networks: Mapping[str, Network]) -> tuple[str, ...]:
+  """The classes that can be drawn: of a model without classes, those of what guides it."""
+  main, *guides = networks.values()
+  return guides[0].class_names if guides and has_no_classes(main) else main.class_names
+
+
 def load_guides(
-  config: ConfigDict, *, mesh: Mesh, class_names: Sequence[str], image_shape: tuple[int, int, int]
+  config: ConfigDict,
+  *,
+  mesh: Mesh,
+  class_names: Sequence[str] | None,
+  image_shape: tuple[int, int, int],
 ) -> dict[str, Network]:
-  """{role: Network} of the networks that guide one of these classes and images."""
+  """{role: Network} of the networks that guide one of these classes and images; None for one
+  without classes.
+  """
+  classifiers = program.make_rule(config, null_label=0).classifiers
   guides = {}
   for role in program.roles(config)[1:]:
     path, ema = config.guidance[role], config.guidance[f"{role}_ema"]
     step = config.guidance[f"{role}_step"]
     guides[role] = load_network(path, mesh=mesh, ema=ema, step=step)
+    check_kind(guides[role], role, config=config, classifier_wanted=role in classifiers)
     name = f"guidance.{role} is {path!r}, a network of"
     check_guide(guides[role], name, class_names=class_names, image_shape=image_shape)
     check_levels(guides[role], f"guidance.{role}", config=config)
   return guides
 
 
+def check_kind(guide: Network, role: str, *, config: ConfigDict, classifier_wanted: bool) -> None:
+  """Raise UserError unless `guide` is a classifier if the rule wants one, and not if not."""
+  if guide.is_classifier == classifier_wanted:
+    return
+  section = config.guidance
+  given, remedy = "a classifier", "a second diffusion model; or use guidance.rule=classifier"
+  if classifier_wanted:
+    given = "a diffusion model"
+    remedy = "a classifier of noised images (configs/digits_classifier.py trains one)"
+  raise UserError(
+    f"guidance.{role} is {section[role]!r}, {given}, which guidance.rule {section.rule!r} cannot "
+    f"use: give {remedy}."
+  )
+
+
 def check_guide(
-  guide: Network, name: str, *, class_names: Sequence[str], image_shape: tuple[int, int, int]
+  guide: Network, name: str, *, class_names: Sequence[str] | None, image_shape: tuple[int, int, int]
 ) -> None:
-  """Raise UserError unless `guide` takes such images and classes."""
+  """Raise UserError unless `guide` takes such images and classes. Imported weights know their
+  classes by number alone.
+  """
   if guide.image_shape != tuple(image_shape):
     size = lambda shape: "x".join(map(str, shape))
     raise UserError(
       f"{name} {size(guide.image_shape)} images, but the one it guides makes {size(image_shape)}: "
       "give one that was trained on the same images."
     )
-  if guide.model.class_rows != 0 and guide.class_names != tuple(class_names):
+  if class_names is None or has_no_classes(guide):
+    return
+  by_number = guide.data_name == "unknown" and len(guide.class_names) == len(class_names)
+  if guide.class_names != tuple(class_names) and not by_number:
     several = lambda names: f"{len(names)}: {', '.join(names[:3])}, ..."
     raise UserError(
       f"{name} other classes ({several(guide.class_names)}) than the one it guides "
@@ -142,6 +193,7 @@ def make_program(config: ConfigDict, networks: Mapping[str, Network]) -> program
   """The Program of a config on these networks, by role."""
   main = networks[MAIN]
   guides = {role: network for role, network in networks.items() if role != MAIN}
+  assert isinstance(main.model, unet.UNet), main.model
   return program_of_model(config, main.model, image_shape=main.image_shape, guides=guides)
 
 
@@ -158,7 +210,7 @@ def program_of_model(
     config,
     image_shape=image_shape,
     null_label=model.num_classes,
-    networks={MAIN: main, **{role: guide.eps_fn for role, guide in guides.items()}},
+    networks={MAIN: main, **{role: guide.function for role, guide in guides.items()}},
   )
 
 
@@ -224,6 +276,12 @@ def load_network(
       raise UserError(
         f"{str(file)!r} holds the EMA of decay {meta['ema']} alone, not {config_lib.ema_name(ema)}."
       )
+  elif path.is_file():
+    raise UserError(
+      f"{str(path)!r} is neither a work directory nor a .safetensors file: no network can be "
+      f"opened from it. (A judge measures samples: it has seen no noise, and can neither be "
+      f"sampled from nor guide.)"
+    )
   else:
     raise UserError(
       f"there is no checkpoint in {str(path)!r}: train first (--mode=train), or give the --workdir "
@@ -233,8 +291,11 @@ def load_network(
     config_lib.check_same_run(config, meta["config"], workdir=path, sections=sections)
   stored = config_lib.from_json(meta["config"])
   image_shape, class_names = tuple(meta["image_shape"]), tuple(meta["class_names"])
-  model = unet.from_config(
-    (config or stored).model, num_classes=len(class_names), image_shape=image_shape
+  model = models.from_config(
+    (config or stored).model,
+    objective=stored.train.objective,
+    num_classes=len(class_names),
+    image_shape=image_shape,
   )
   check_params(params, model=model, image_shape=image_shape, path=path)
   return Network(

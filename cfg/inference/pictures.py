@@ -108,7 +108,7 @@ def sample(config, *, mesh, workdir, labels, num, w, seed, ema=None, out=None):
   program.check(config, [w])
   networks = network.load_networks(config, workdir=workdir, mesh=mesh, ema=ema)
   main = networks[MAIN]
-  names = main.class_names
+  names = network.class_names(networks)
   chosen = parse_labels(labels, names) or list(range(min(len(names), MOST_DEFAULT_CLASSES)))
   index = np.tile(np.arange(num), len(chosen))
   y = np.repeat(chosen, num)

@@ -13,7 +13,7 @@ from cfg.base import config as config_lib
 from cfg.base import images
 from cfg.base.config import ConfigDict
 from cfg.base.errors import UserError, nearest
-from cfg.guidance import MAIN, EpsFn, Rule
+from cfg.guidance import MAIN, EpsFn, LogProbFn, Rule
 from cfg.sampling import Limit, Sampler
 
 # roles of networks besides MAIN: each is a field of the section guidance, a place, and which of the
@@ -37,7 +37,7 @@ class Program(NamedTuple):
     logsnr: [T] the levels, float32.
     limit: what becomes of x_hat.
     image_shape: (H, W, C).
-    networks: {role: parameters -> eps_fn}.
+    networks: {role: parameters -> eps_fn, or log_prob_fn for the rule's classifiers}.
   """
 
   rule: Rule
@@ -45,7 +45,7 @@ class Program(NamedTuple):
   logsnr: np.ndarray
   limit: Limit
   image_shape: tuple[int, int, int]
-  networks: Mapping[str, Callable[[Any], EpsFn]]
+  networks: Mapping[str, Callable[[Any], EpsFn | LogProbFn]]
 
   def at(self, w: float | np.ndarray) -> "Program":
     """The program for these strengths: with the rule's unguided form where every one is 0."""
@@ -107,7 +107,7 @@ def from_config(
   *,
   image_shape: tuple[int, int, int],
   null_label: int,
-  networks: Mapping[str, Callable[[Any], EpsFn]],
+  networks: Mapping[str, Callable[[Any], EpsFn | LogProbFn]],
 ) -> Program:
   """The Program of a config.
 
@@ -115,7 +115,7 @@ def from_config(
     config: the whole config; `guidance`, `sampler` and `schedule` are used.
     image_shape: (H, W, C).
     null_label: label of the unconditional branch.
-    networks: {role: parameters -> eps_fn}.
+    networks: of Program.
 
   Raises:
     UserError: settings that no sampler has, or that cannot be combined.
@@ -236,6 +236,12 @@ def check(config: ConfigDict, strengths: Iterable[float], *, where: str = "w") -
     UserError: settings that cannot be combined, a rule that this network cannot be guided by at
       these strengths, or a second network that is not given, or given for nothing.
   """
+  if config.train.objective == "classify":
+    raise UserError(
+      "this config is a classifier's (train.objective), which has no samples of its own: train it "
+      "with --mode=train, and guide a diffusion model by it, --config.guidance.rule=classifier "
+      "--config.guidance.guide=WORKDIR."
+    )
   rule = from_config(config, image_shape=(1, 1, 1), null_label=0, networks={}).rule
   arguments, section = _rule_arguments(config), config.guidance
   if "role" in arguments and not section.guide:
@@ -267,12 +273,25 @@ def check(config: ConfigDict, strengths: Iterable[float], *, where: str = "w") -
       f"guidance.rule {section.rule!r} needs labels, but this network is unconditional: use w = 0, "
       "or a rule that does not (shifted_level)."
     )
-  if "null_label" not in arguments:
+  if rule.classifiers:
+    check_guided_by_classifier(config, unconditional="null_label" in arguments)
+  elif "null_label" not in arguments:
     config_lib.check_conditional(config, strengths)
   elif rule.unguided is None:
     config_lib.check_guidable(config, [1.0])  # every strength takes both branches
   else:
     config_lib.check_guidable(config, strengths)
+
+
+def check_guided_by_classifier(config: ConfigDict, *, unconditional: bool) -> None:
+  """Raise UserError unless the network has the model, conditional or not, that is to be guided."""
+  if unconditional:
+    config_lib.check_unconditional(config)
+  elif config_lib.class_rows(config) == 0 or config.train.p_uncond == 1:
+    raise UserError(
+      f"guidance.rule {config.guidance.rule!r} guides a conditional model, and this network is "
+      "unconditional: use guidance.rule=classifier_unconditional."
+    )
 
 
 def usable(config: ConfigDict, strengths: Iterable[float]) -> tuple[float, ...]:

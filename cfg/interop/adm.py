@@ -1,4 +1,4 @@
-"""Turns a guided-diffusion checkpoint into a work directory to sample from.
+"""Turns a guided-diffusion checkpoint into a work directory to sample from or to be guided by.
 
 Usage: python -m cfg.interop.adm CHECKPOINT WORKDIR
 
@@ -100,8 +100,7 @@ def convert_unet(
   state = adm_weights.State(arrays)
   if "out.2.positional_embedding" in state:
     raise UserError(
-      "this is a noise-conditional classifier, not a diffusion model: it has no samples of its "
-      "own. (cfg.interop.adm.convert_classifier converts it.)"
+      "this is a noise-conditional classifier, not a diffusion model: it has no samples of its own."
     )
   fields, attn_levels = adm_weights.architecture(state)
   channels, out_channels = state.shape("input_blocks.0.0.weight")[1], state.shape("out.2.weight")[0]
@@ -120,7 +119,7 @@ def convert_unet(
 
 
 def convert_classifier(
-  arrays, *, image_size, num_heads=None, head_dim=None, attention_order=None, schedule=None
+  arrays, *, image_size=None, num_heads=None, head_dim=None, attention_order=None, schedule=None
 ):
   """Our Classifier's parameters and fields from an EncoderUNetModel's state dict.
 
@@ -130,8 +129,14 @@ def convert_classifier(
     num_heads, head_dim, attention_order, schedule: see Facts; the published classifiers need none.
 
   Returns:
-    (params, fields): fields of Classifier but num_classes, which is the width of the last map.
+    (params, model, facts): `model` has the fields of config.model; the number of classes is the
+    width of the last map.
   """
+  if image_size is None:
+    raise UserError(
+      "this is a noise-conditional classifier, whose checkpoint does not show the size of its "
+      "images: give --image_size as it was trained with."
+    )
   state = adm_weights.State(arrays)
   given = dict(
     image_size=image_size,
@@ -144,7 +149,7 @@ def convert_classifier(
   fields, attn_levels = adm_weights.architecture(state, num_levels=num_levels)
   facts = read_facts(signature=_signature(fields, attn_levels), given=given)
   params = adm_weights.classifier_params(state, fields=fields, attn_levels=attn_levels, facts=facts)
-  return params, _model(fields, attn_levels, facts)
+  return params, _model(fields, attn_levels, facts), facts
 
 
 def _signature(fields, attn_levels):
@@ -167,9 +172,9 @@ def _model(fields, attn_levels, facts):
   }
 
 
-def make_config(model, facts):
-  """A whole config for sampling and sweeping: the grid's ends are those of the network's own
-  schedule. What says how a network is trained is not of this one.
+def make_config(model, facts, *, objective, num_classes):
+  """A whole config for sampling and sweeping, or of a classifier: the grid's ends are those of the
+  network's own schedule. What says how a network is trained is not of this one.
   """
   table = schedules.discrete_logsnr(facts.schedule)
   return defaults.complete(
@@ -178,12 +183,12 @@ def make_config(model, facts):
         "name": "folder",
         "resolution": facts.image_size,
         "recipe": "adm",
-        "num_classes": max(model["class_rows"], 1),
+        "num_classes": num_classes,
         "heldout_fraction": 0.04,
       },
       "model": model,
       "schedule": {"logsnr_min": float(table[-1]), "logsnr_max": float(table[0])},
-      "train": {"p_uncond": 0.0, "ema_decays": [0.9999]},
+      "train": {"objective": objective, "p_uncond": 0.0, "ema_decays": [0.9999]},
       "sampler": {
         "name": "ancestral",
         "num_steps": 256,
@@ -213,14 +218,21 @@ def import_checkpoint(checkpoint, workdir, **given):
       f"the work directory {str(workdir)!r} already holds a network: choose another, or remove it "
       f"first."
     )
-  params, model, facts = convert_unet(torch_file.read(checkpoint), **given)
+  arrays = torch_file.read(checkpoint)
+  if "out.2.positional_embedding" in arrays:
+    objective = "classify"
+    params, model, facts = convert_classifier(arrays, **given)
+    classes = [str(i) for i in range(params["pool"]["proj"]["bias"].shape[0])]
+  else:
+    objective = "denoise"
+    params, model, facts = convert_unet(arrays, **given)
+    classes = [str(i) for i in range(model["class_rows"])] or ["unconditional"]
   with checkpoint.open("rb") as file:
     digest = hashlib.file_digest(file, "sha256").hexdigest()
   channels = params["conv_in"]["kernel"].shape[2]
-  rows = model["class_rows"]
   meta = {
-    "config": make_config(model, facts),
-    "class_names": [str(i) for i in range(rows)] or ["unconditional"],
+    "config": make_config(model, facts, objective=objective, num_classes=len(classes)),
+    "class_names": classes,
     "image_shape": [facts.image_size, facts.image_size, channels],
     "data_name": "unknown",
     "step": 0,
@@ -242,7 +254,8 @@ def main(argv=None):
   parser = argparse.ArgumentParser(
     prog="python -m cfg.interop.adm",
     description="Make a work directory of a checkpoint of openai/guided-diffusion (.pt). "
-    "The published 64, 128, 256 and 512 networks need no options; others need all of them.",
+    "The published 64, 128, 256 and 512 networks need no options, their classifiers --image_size; "
+    "others need all of them.",
   )
   parser.add_argument(
     "checkpoint",
@@ -270,17 +283,19 @@ def main(argv=None):
     "%s: %s, %d classes, %s, %s attention order, %s schedule with log-SNR from %.2f to %.2f",
     checkpoint,
     "x".join(map(str, meta["image_shape"])),
-    model["class_rows"],
+    model.get("class_rows", len(meta["class_names"])),
     heads,
     meta["source"]["attention_order"],
     model["discrete_schedule"],
     schedule["logsnr_min"],
     schedule["logsnr_max"],
   )
-  print(
-    f"{pathlib.Path(workdir) / weights.NAME} is written. Sample from it: python -m cfg.main "
-    f"--workdir={workdir} --mode=sample --w=0"
-  )
+  use = f"Sample from it: python -m cfg.main --workdir={workdir} --mode=sample --w=0"
+  if meta["config"]["train"]["objective"] == "classify":
+    use = (
+      f"Guide a network by it: --config.guidance.rule=classifier --config.guidance.guide={workdir}"
+    )
+  print(f"{pathlib.Path(workdir) / weights.NAME} is written. {use}")
 
 
 if __name__ == "__main__":

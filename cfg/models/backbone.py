@@ -9,6 +9,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from cfg.base.errors import UserError
 from cfg.models import layers
 
 
@@ -141,3 +142,25 @@ def check_shapes(z, logsnr, y, *, levels):
     )
   if logsnr != z[:1] or y != z[:1]:
     raise ValueError(f"logsnr and y must be [{z[0]}], got {logsnr} and {y}")
+
+
+def check_settings(model, *, image_shape):
+  """Raise UserError if fields of a network do not fit each other or images [H,W,C]."""
+  factor = 2 ** (len(model.ch_mult) - 1)
+  if any(side % factor for side in image_shape[:2]):
+    raise UserError(
+      f"images of {image_shape[0]}x{image_shape[1]} do not suit model.ch_mult "
+      f"{tuple(model.ch_mult)}: each level but the "
+      f"first halves the side, which must be a multiple of {factor}. Change data.resolution or "
+      f"model.ch_mult."
+    )
+  if (model.num_heads is None) == (model.head_dim is None):
+    raise UserError("set one of model.num_heads and model.head_dim, and leave the other None.")
+  widths = [model.width(level) for level in range(len(model.ch_mult))]
+  for field in ("norm_groups", "num_heads", "head_dim"):
+    divisor = getattr(model, field)
+    if divisor is not None and any(width % divisor for width in widths):
+      raise UserError(
+        f"model.{field} is {divisor}: it must divide the width of every level, {widths} (ch times "
+        f"ch_mult)."
+      )

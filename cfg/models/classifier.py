@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cfg.models.backbone import Backbone, check_shapes
+from cfg.models.backbone import Backbone, check_settings, check_shapes
 
 
 class AttentionPool(nn.Module):
@@ -49,6 +49,10 @@ class Classifier(Backbone, kw_only=True):
 
   num_classes: int
 
+  def inputs(self, image_shape):
+    """One row of what the network is called with, for images [H,W,C]: zeros."""
+    return jnp.zeros((1, *image_shape)), jnp.zeros(1)
+
   @nn.compact
   def __call__(self, z, logsnr, deterministic=True):
     check_shapes(z.shape, logsnr.shape, z.shape[:1], levels=len(self.ch_mult))
@@ -57,3 +61,47 @@ class Classifier(Backbone, kw_only=True):
     h = nn.swish(self.norm("norm_out")(h)).astype(jnp.float32)
     heads = self.num_heads or h.shape[-1] // self.head_dim
     return AttentionPool(self.num_classes, heads, name="pool")(h)
+
+
+def from_config(config, *, num_classes, image_shape):
+  """The Classifier of config.model for so many classes and that shape of image [H,W,C].
+
+  Raises:
+    UserError: fields that do not fit each other or the images.
+  """
+  model = Classifier(num_classes=num_classes, **config)
+  check_settings(model, image_shape=image_shape)
+  return model
+
+
+def make_log_probs_fn(model, params, *, dropout_key=None):
+  """(z [B,H,W,C], logsnr [B]) -> log p(y | z) of every class, [B,num_classes] f32.
+
+  Args:
+    model: a Classifier.
+    params: its parameters.
+    dropout_key: turns network dropout on (training).
+  """
+
+  def log_probs_fn(z, logsnr):
+    rngs = None if dropout_key is None else {"dropout": dropout_key}
+    logits = model.apply(
+      {"params": params}, z, logsnr, deterministic=dropout_key is None, rngs=rngs
+    )
+    return jax.nn.log_softmax(logits)
+
+  return log_probs_fn
+
+
+def make_log_prob_fn(model, params, *, dropout_key=None):
+  """The network as the log_prob_fn that losses and rules speak: (z, logsnr, y) -> log p(y | z) [B].
+
+  Arguments as of `make_log_probs_fn`.
+  """
+  log_probs_fn = make_log_probs_fn(model, params, dropout_key=dropout_key)
+  return lambda z, logsnr, y: of_label(log_probs_fn(z, logsnr), y)
+
+
+def of_label(a, y):
+  """a[i, y_i]: [B,num_classes] and [B] -> [B]."""
+  return jnp.take_along_axis(a, y[:, None], axis=1)[:, 0]

@@ -8,9 +8,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cfg.base.errors import UserError
 from cfg.models import layers
-from cfg.models.backbone import Backbone, check_shapes
+from cfg.models.backbone import Backbone, check_settings, check_shapes
 
 
 class UNet(Backbone, kw_only=True):
@@ -26,6 +25,10 @@ class UNet(Backbone, kw_only=True):
   num_classes: int
   out_channels: int
   class_rows: int | None = None
+
+  def inputs(self, image_shape):
+    """One row of what the network is called with, for images [H,W,C]: zeros."""
+    return jnp.zeros((1, *image_shape)), jnp.zeros(1), jnp.zeros(1, jnp.int32)
 
   @nn.compact
   def __call__(self, z, logsnr, y, deterministic=True):
@@ -53,24 +56,7 @@ def from_config(config, *, num_classes, image_shape):
     UserError: fields that do not fit each other or the images.
   """
   model = UNet(num_classes=num_classes, out_channels=image_shape[-1], **config)
-  factor = 2 ** (len(model.ch_mult) - 1)
-  if any(side % factor for side in image_shape[:2]):
-    raise UserError(
-      f"images of {image_shape[0]}x{image_shape[1]} do not suit model.ch_mult "
-      f"{tuple(model.ch_mult)}: each level but the "
-      f"first halves the side, which must be a multiple of {factor}. Change data.resolution or "
-      f"model.ch_mult."
-    )
-  if (model.num_heads is None) == (model.head_dim is None):
-    raise UserError("set one of model.num_heads and model.head_dim, and leave the other None.")
-  widths = [model.width(level) for level in range(len(model.ch_mult))]
-  for field in ("norm_groups", "num_heads", "head_dim"):
-    divisor = getattr(model, field)
-    if divisor is not None and any(width % divisor for width in widths):
-      raise UserError(
-        f"model.{field} is {divisor}: it must divide the width of every level, {widths} (ch times "
-        f"ch_mult)."
-      )
+  check_settings(model, image_shape=image_shape)
   return model
 
 
@@ -93,9 +79,10 @@ def make_eps_fn(model, params, *, dropout_key=None):
 
 
 def init_params(model, *, key, image_shape):
-  """Parameters of `model` for images [H,W,C]; call it under jit or eval_shape (eager is slow)."""
-  z = jnp.zeros((1, *image_shape), jnp.float32)
-  return model.init(key, z, jnp.zeros((1,)), jnp.zeros((1,), jnp.int32))["params"]
+  """Parameters of `model`, a UNet or a Classifier, for images [H,W,C]; call it under jit or
+  eval_shape (eager is slow).
+  """
+  return model.init(key, *model.inputs(image_shape))["params"]
 
 
 def num_params(params):

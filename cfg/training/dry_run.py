@@ -13,7 +13,7 @@ from cfg.base import flops, optim, sharding
 from cfg.base.config import ConfigDict
 from cfg.base.errors import UserError
 from cfg.data import sources
-from cfg.models import unet
+from cfg.models import networks, unet
 from cfg.training.step import TrainStep, state_init
 
 GB = 1e9
@@ -39,7 +39,9 @@ def dry_run(config: ConfigDict, *, mesh: jax.sharding.Mesh, memory_gb: float | N
   parts = config.train.accumulate
   sharding.check_batch_size(mesh, "train.batch_size", config.train.batch_size, parts=parts)
   num_classes, image_shape = sources.shape(config.data)
-  model = unet.from_config(config.model, num_classes=num_classes, image_shape=image_shape)
+  model = networks.from_config(
+    config.model, objective=config.train.objective, num_classes=num_classes, image_shape=image_shape
+  )
   forward, training = flops.of_network(model, image_shape=image_shape)
   costs = Costs(config, model=model, image_shape=image_shape, mesh=mesh)
   micro = config.train.batch_size // (parts * mesh.size)

@@ -1,4 +1,4 @@
-"""Errors of the eps estimate on held-out images, in bins of log-SNR."""
+"""What an objective measures on held-out images, in bins of log-SNR."""
 
 import functools
 from typing import Any
@@ -7,26 +7,32 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cfg import losses, schedules
+from cfg import schedules
 from cfg.base import images, sharding
 from cfg.base.config import ConfigDict
 from cfg.data import pipeline
 from cfg.data.dataset import Dataset
-from cfg.models import unet
+from cfg.training import objective
 
 
-def heldout_errors(params, batch, key, *, model, logsnr_fn, num_bins):
-  """Eps-errors of rows at one fixed log-SNR in each of `num_bins` equal parts of u, with true and
-  null labels.
+def heldout_rows(params, batch, key, *, measure, logsnr_fn, num_bins):
+  """Measures rows at one fixed log-SNR in each of `num_bins` equal parts of u.
 
   Row i draws its u's and eps's from its index, so every call sees the same noise.
 
+  Args:
+    params: of the network.
+    batch: of pipeline.epoch_batches.
+    key: of the noise.
+    measure: (params, x, eps, logsnr, y) -> [B,K], an objective's, of a model.
+    logsnr_fn: u -> lambda.
+    num_bins: parts.
+
   Returns:
-    [B, num_bins, 2] f32; the last axis is (true label, null label). The mean over bins
-    estimates the training objective, since the parts have equal probability.
+    [B, num_bins, K] f32. The mean over bins of a loss estimates the training objective, since the
+    parts have equal probability.
   """
   x = images.to_unit(batch["image"])
-  y = batch["label"]
   bins = jnp.arange(num_bins)
 
   def draw(index, part):
@@ -37,57 +43,62 @@ def heldout_errors(params, batch, key, *, model, logsnr_fn, num_bins):
   logsnr, eps = jax.vmap(jax.vmap(draw, (None, 0)), (0, None))(batch["index"], bins)
   count = x.shape[0] * num_bins
   rows = lambda a: a.reshape(count, *a.shape[2:])
-  error = functools.partial(
-    losses.eps_error,
-    eps_fn=unet.make_eps_fn(model, params),
+  measured = measure(
+    params,
     x=jnp.repeat(x, num_bins, axis=0),
     eps=rows(eps),
     logsnr=rows(logsnr),
+    y=jnp.repeat(batch["label"], num_bins),
   )
-  true = error(y=jnp.repeat(y, num_bins))
-  null = error(y=jnp.full((count,), model.num_classes))
-  return jnp.stack([true, null], axis=-1).reshape(x.shape[0], num_bins, 2)
+  return measured.reshape(x.shape[0], num_bins, -1)
 
 
 class Heldout:
-  """The mean of `heldout_errors` over the held-out images, or config.heldout.num_images of them.
+  """The numbers of `heldout_rows` of the held-out images, or config.heldout.num_images of them.
 
   Args:
-    config: the whole config; `heldout` and `schedule` are used.
-    model: a UNet.
+    config: the whole config; `heldout`, `schedule` and train.objective are used.
+    model: a UNet or a Classifier.
     dataset: data.dataset_lib.Dataset.
     mesh: from sharding.make_mesh.
   """
 
   def __init__(
-    self, config: ConfigDict, *, model: unet.UNet, dataset: Dataset, mesh: jax.sharding.Mesh
+    self, config: ConfigDict, *, model: Any, dataset: Dataset, mesh: jax.sharding.Mesh
   ) -> None:
     self._config = config.heldout
     self._mesh = mesh
     self._source = pipeline.every_nth(dataset.heldout, most=config.heldout.num_images)
     self._logsnr_fn = functools.partial(schedules.cosine_logsnr, **config.schedule)
-    errors = functools.partial(
-      heldout_errors, model=model, logsnr_fn=self._logsnr_fn, num_bins=config.heldout.num_bins
+    trained_for = objective.of_config(config)
+    self._numbers = trained_for.numbers
+    measure = functools.partial(
+      heldout_rows,
+      measure=functools.partial(trained_for.measure, model=model),
+      logsnr_fn=self._logsnr_fn,
+      num_bins=config.heldout.num_bins,
     )
     whole = sharding.replicated(mesh)
     rows = sharding.batch_sharding(mesh)
-    self._errors = jax.jit(errors, in_shardings=(whole, rows, whole), out_shardings=rows)
+    self._measure = jax.jit(measure, in_shardings=(whole, rows, whole), out_shardings=rows)
 
   def __call__(self, params: Any) -> dict[str, float]:
-    """{"heldout/loss_cond", "heldout/loss_null", and the same per bin, named by its log-SNRs}."""
+    """{"heldout/<name>"} of the objective's numbers, the means of the bins, and the same per bin,
+    named by its log-SNRs.
+    """
     bins = self._config.num_bins
     key = jax.random.key(self._config.seed)
-    total = np.zeros((bins, 2))
+    measured = []
     for batch, valid in pipeline.epoch_batches(self._source, batch_size=self._config.batch_size):
-      errors = self._errors(params, sharding.put_batch(self._mesh, batch), key)
-      total += np.asarray(errors, np.float64)[:valid].sum(axis=0)
-    mean = total / len(self._source)
+      rows = self._measure(params, sharding.put_batch(self._mesh, batch), key)
+      measured.append(np.asarray(rows, np.float64)[:valid])
+    each_bin = [self._numbers(rows) for rows in np.concatenate(measured).swapaxes(0, 1)]
     edges = np.round(self._logsnr_fn(np.linspace(0, 1, bins + 1), xp=np), 1)
     edges += 0.0  # no -0.0
     values = {}
-    for column, name in enumerate(("cond", "null")):
-      values[f"heldout/loss_{name}"] = float(mean[:, column].mean())
+    for name in each_bin[0]:
+      values[f"heldout/{name}"] = float(np.mean([numbers[name] for numbers in each_bin]))
       for part in reversed(range(bins)):
         low, high = edges[part + 1], edges[part]
-        values[f"heldout/loss_{name}/logsnr_{low:+.1f}_to_{high:+.1f}"] = float(mean[part, column])
+        values[f"heldout/{name}/logsnr_{low:+.1f}_to_{high:+.1f}"] = each_bin[part][name]
     return values

@@ -18,7 +18,7 @@ from cfg.data import pipeline
 from cfg.data.dataset import Dataset
 from cfg.inference import program
 from cfg.interop import weights
-from cfg.models import unet
+from cfg.models import networks, unet
 from cfg.training.heldout import Heldout
 from cfg.training.previews import Previews
 from cfg.training.quick_metrics import QuickMetrics
@@ -82,8 +82,11 @@ def train(
   meta = checkpoint.read_meta(workdir)
   if meta is not None:
     check_continues(config, meta, dataset=dataset, workdir=workdir)
-  model = unet.from_config(
-    config.model, num_classes=dataset.num_classes, image_shape=dataset.image_shape
+  model = networks.from_config(
+    config.model,
+    objective=config.train.objective,
+    num_classes=dataset.num_classes,
+    image_shape=dataset.image_shape,
   )
   with checkpoint.Checkpoints(
     workdir, keep=config.train.keep_checkpoints, keep_every=config.train.keep_every_steps
@@ -137,8 +140,16 @@ def check_trainable(config: ConfigDict, *, mesh: jax.sharding.Mesh) -> None:
       raise UserError(
         f"{name} is {given[name]}: it must be {meaning}. Set it with --config.{name}=..."
       )
-  # a rule or a sampler that cannot be is refused even if nothing is drawn while training
-  program.check(config, config.watch.w if config.watch.every_steps else (), where="watch.w")
+  if train.objective == "classify":
+    for section in ("preview", "watch"):
+      if config[section].every_steps:
+        raise UserError(
+          f"{section}.every_steps is {config[section].every_steps}, but this config trains a "
+          f"classifier (train.objective), which has no samples: set it to 0."
+        )
+  else:
+    # a rule or a sampler that cannot be is refused even if nothing is drawn while training
+    program.check(config, config.watch.w if config.watch.every_steps else (), where="watch.w")
   sharding.check_batch_size(mesh, "train.batch_size", train.batch_size, parts=train.accumulate)
 
 

@@ -1,4 +1,4 @@
-"""Algorithm 1 as a sharded step: pure functions, and the programs they are compiled to."""
+"""An objective's step (algorithm 1), sharded: pure functions, and the programs of them."""
 
 import functools
 import warnings
@@ -8,28 +8,29 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from cfg import losses, schedules
+from cfg import schedules
 from cfg.base import images, sharding
 from cfg.models import unet
+from cfg.training import objective
 from cfg.training import state as train_state
 
 # what each key derived from the run's seed is for
 INIT, EXAMPLES, DROPOUT = range(3)
 
 
-def loss_and_gradients(params, batch, seed_key, *, model, logsnr_fn, p_uncond, flip):
-  """The loss of P's algorithm 1 (arXiv 2207.12598), mean over the rows of a batch, and its
-  gradient.
+def loss_and_gradients(params, batch, seed_key, *, example_losses, model, flip, **settings):
+  """The loss of P's algorithm 1 (arXiv 2207.12598) or of another objective, mean over the rows of a
+  batch, and its gradient.
 
   Args:
     params: of `model`.
     batch: {"image": uint8 [B,H,W,C], "label": int32 [B], "index": uint32 [B]}; `index` is the
       position in the stream, and flip, log-SNR, eps and label drop of a row come from it alone.
     seed_key: jax.random.key(config.seed).
-    model: a UNet.
-    logsnr_fn: u -> lambda.
-    p_uncond: probability of dropping a label.
+    example_losses: the `loss` of an objective.Objective.
+    model: a UNet or a Classifier.
     flip: mirror images at random.
+    settings: logsnr_fn and p_uncond of that loss.
 
   Returns:
     (loss, gradients).
@@ -44,15 +45,14 @@ def loss_and_gradients(params, batch, seed_key, *, model, logsnr_fn, p_uncond, f
   dropout_key = jax.random.fold_in(jax.random.fold_in(seed_key, DROPOUT), batch["index"][0])
 
   def loss_fn(params):
-    eps_fn = unet.make_eps_fn(model, params, dropout_key=dropout_key if model.dropout else None)
-    loss, _ = losses.classifier_free_loss(
-      eps_fn=eps_fn,
+    loss = example_losses(
+      params,
+      model=model,
       keys=key_loss,
       x=x,
       y=batch["label"],
-      logsnr_fn=logsnr_fn,
-      p_uncond=p_uncond,
-      null_label=model.num_classes,
+      dropout_key=dropout_key if model.dropout else None,
+      **settings,
     )
     return jnp.mean(loss)
 
@@ -133,6 +133,7 @@ class TrainStep:
     self._parts = config.train.accumulate
     self._seed_key = jax.random.key(config.seed)
     settings = dict(
+      example_losses=objective.of_config(config).loss,
       model=model,
       logsnr_fn=functools.partial(schedules.cosine_logsnr, **config.schedule),
       p_uncond=config.train.p_uncond,

@@ -100,7 +100,7 @@ def test_classifier_agrees_with_the_golden_network():
   golden, MIT.)
   """
   state, arrays, config = load(GOLDEN / "adm_classifier.npz")
-  params, fields = adm.convert_classifier(state, **facts_of(config))
+  params, fields, _ = adm.convert_classifier(state, **facts_of(config))
   model = classifier.Classifier(num_classes=10, **fields)
   z = np.moveaxis(arrays["input/x"], 1, -1)
   out = jax.jit(lambda *inputs: model.apply({"params": params}, *inputs))(

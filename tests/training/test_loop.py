@@ -11,7 +11,7 @@ import pytest
 from cfg.base import images, optim, sharding
 from cfg.data import pipeline
 from cfg.models import unet
-from cfg.training import heldout, previews
+from cfg.training import heldout, objective, previews
 from cfg.training import step as train_step
 from configs import digits as digits_config
 
@@ -287,8 +287,9 @@ def test_heldout_levels_cover_the_schedule(config):
     "label": jnp.zeros(30, jnp.int32),
     "index": jnp.arange(30, dtype=jnp.uint32),
   }
-  settings = dict(model=model, logsnr_fn=lambda u: 20 - 40 * u, num_bins=4)
-  measure = jax.jit(functools.partial(heldout.heldout_errors, **settings))
+  errors_of = functools.partial(objective.eps_errors, model=model)
+  settings = dict(measure=errors_of, logsnr_fn=lambda u: 20 - 40 * u, num_bins=4)
+  measure = jax.jit(functools.partial(heldout.heldout_rows, **settings))
   errors = measure(params, batch, jax.random.key(0))
   assert errors.shape == (30, 4, 2)
   np.testing.assert_allclose(errors.mean(axis=0), 1.0, atol=0.15)
