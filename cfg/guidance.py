@@ -60,6 +60,8 @@ class Rule(NamedTuple):
     start: (z_1, w) -> z_1, what the strength does to the first noise; None: nothing.
     noise: (noise, w) -> noise, and what it does to that of each step; None: nothing.
     classifiers: the roles that are classifiers.
+    tilts: whether at every level it is the score of p_main^(1+w) p_weak^(-w) of exact networks, for
+      one w: then w (1 + w) / 2 times the integral of aux["gap"] weighs samples (metrics.gauge).
   """
 
   init: Callable[[Array, Array], Memory]
@@ -72,6 +74,7 @@ class Rule(NamedTuple):
   start: Callable[[Array, Array | float], Array] | None = None
   noise: Callable[[Array, Array | float], Array] | None = None
   classifiers: tuple[str, ...] = ()
+  tilts: bool = False
 
 
 def drop_labels(*, keys: Array, y: Array, p_uncond: float, null_label: int) -> Array:
@@ -173,7 +176,8 @@ def classifier_free(*, null_label: int) -> Rule:
 
     return guided
 
-  return Rule(nothing, apply, calls=lambda logsnr: {MAIN: 2}, unguided=conditional())
+  calls = lambda logsnr: {MAIN: 2}
+  return Rule(nothing, apply, calls, unguided=conditional(), tilts=True)
 
 
 def interval(rule: Rule, *, logsnr_min: float | None, logsnr_max: float | None) -> Rule:
@@ -221,7 +225,7 @@ def interval(rule: Rule, *, logsnr_min: float | None, logsnr_max: float | None) 
     # in f32, as the device decides
     return rule.calls(logsnr) if contains(np.float32(logsnr)) else outside.calls(logsnr)
 
-  return rule._replace(apply=apply, calls=calls)
+  return rule._replace(apply=apply, calls=calls, tilts=False)
 
 
 def ramp_constant(p: Array) -> Array:
@@ -276,7 +280,7 @@ def ramped(
 
     return guided
 
-  return rule._replace(apply=apply)
+  return rule._replace(apply=apply, tilts=False)
 
 
 def _check_acts_on_eps(rule: Rule, what: str) -> None:

@@ -47,7 +47,8 @@ def second_network(*, role: str) -> Rule:
 
     return guided
 
-  return Rule(nothing, apply, calls=lambda logsnr: {MAIN: 1, role: 1}, unguided=conditional())
+  calls = lambda logsnr: {MAIN: 1, role: 1}
+  return Rule(nothing, apply, calls, unguided=conditional(), tilts=True)
 
 
 def classifier(*, role: str) -> Rule:

@@ -25,7 +25,7 @@ INSIDE = {
     "loop; heldout previews quick_metrics step_log dry_run; step throughput; state objective"
   ),
   "inference": "pictures workdir_config; generator network; program",
-  "report": "page; differences; table figures",
+  "report": "page; differences tilt; table figures",
   "features": (
     "references; reference_files select; judge_files; placed; inception judge cifar_resnet; "
     "extractor"
@@ -37,7 +37,7 @@ INSIDE = {
   "models": "networks; unet classifier; backbone; layers; inception judge cifar_resnet",
   "data": "prepare pipeline; sources; tfds; preparing; records recipes decode synthetic dataset",
   "data.preparing": "inputs; class_folders; cifar10 dataset_json imagenet; trees; parts layout",
-  "metrics": "summary reference; paired; scores pairwise calibration; statistics; metric",
+  "metrics": "summary reference; paired gauge; scores pairwise calibration; statistics; metric",
   "base": (
     "config; cli checkpoint images sharding logs pickles fields; defaults; files trees runtime "
     "optim flops paths progress; errors"

@@ -13,7 +13,7 @@ import numpy as np
 
 from cfg.base import files
 from cfg.metrics.metric import HELDOUT, TRAIN, Metric, fact, roles
-from cfg.report import differences, figures, table
+from cfg.report import differences, figures, table, tilt
 
 FILES = ("sweep.json", "sweep.csv", "curve.png", "grid.png", "nearest.png")
 
@@ -82,8 +82,9 @@ def write(workdir: pathlib.Path, report: Report) -> dict:
 
 
 def text(content: Mapping) -> str:
-  """The table of a sweep, and that of its differences, which one row has not."""
-  return "\n\n".join(filter(None, (table.table(content), differences.text(content))))
+  """The table of a sweep, that of its differences, which one row has not, and its gauge."""
+  parts = (table.table(content), differences.text(content), tilt.text(content))
+  return "\n\n".join(filter(None, parts))
 
 
 def _write_grid(path, series, *, label, dataset):

@@ -12,12 +12,13 @@ from cfg.base.config import ConfigDict
 from cfg.features.references import Measured
 from cfg.inference import network
 from cfg.inference.generator import Generator
-from cfg.metrics import statistics, summary
+from cfg.metrics import gauge, statistics, summary
 from cfg.sweep.variant import Variant
 
 # pictures kept of each strength, for the grid and the nearest training images
 KEPT = 100
 PICTURES = "pictures"
+GAP = "gap"  # of rules that measure it: |eps_cond - eps_uncond|^2, by sample and level
 
 
 def measure_strength(
@@ -29,7 +30,7 @@ def measure_strength(
   generator: Generator,
   on_images: Callable[[int, bool], None],
 ) -> tuple[dict[str, Any], np.ndarray]:
-  """(metrics of metrics.summary, kept pictures uint8 [K,H,W,C]) of one strength.
+  """(metrics of metrics.summary and metrics.gauge, kept pictures uint8 [K,H,W,C]) of one strength.
 
   What each batch gave is kept in a folder until `forget`: a call that finds batches there
   continues after them.
@@ -50,10 +51,12 @@ def measure_strength(
   sums = statistics.Accumulator(extractor.metrics, dims=extractor.dims, block_of=block_of)
   folder = _folder(variant, w)
   folder.mkdir(parents=True, exist_ok=True)
-  pictures = []
+  pictures, gaps = [], []
 
   def add(batch, *, kept):
     pictures.append(batch.pop(PICTURES))
+    if GAP in batch:
+      gaps.append(batch.pop(GAP))
     rows = slice(sums.count, sums.count + len(next(iter(batch.values()))))
     sums.add(batch, labels[rows])
     on_images(sums.count, kept)
@@ -68,6 +71,8 @@ def measure_strength(
     batch = {name: np.asarray(a)[:count] for name, a in drawn.outputs.items()}
     # only the pictures that are kept leave the devices
     batch[PICTURES] = np.asarray(drawn.images[: max(0, min(count, KEPT - first))])
+    if GAP in drawn.aux:
+      batch[GAP] = np.asarray(drawn.aux[GAP]).T[:count]
     files.write_npz(folder / _name(first, first + count), batch)
     add(batch, kept=False)
   values = summary.summarise(
@@ -78,7 +83,25 @@ def measure_strength(
     allow_few=settings.allow_few,
     extrapolate=settings.extrapolate,
   )
+  if sum(map(len, gaps)) == len(index):
+    values |= gauge.summarise(
+      gap=np.concatenate(gaps),
+      logsnr=generator.program.logsnr,
+      y=labels,
+      block_of=block_of,
+      w=w,
+      refused=_no_tilt(variant),
+    )
   return values, np.concatenate(pictures)
+
+
+def _no_tilt(variant: Variant) -> str:
+  """Why the samples of a variant have no weights towards p(x|c) p(c|x)^w, or ""."""
+  if not variant.program.rule.tilts:
+    return "the rule is not the mix of two branches at one w"
+  if variant.config.sampler.limit != "none":
+    return "x_hat was limited on the way (sampler.limit)"
+  return ""
 
 
 def forget(variant: Variant, w: float) -> None:
@@ -107,7 +130,7 @@ def _stored(folder: pathlib.Path, *, outputs: Iterable[str], most: int) -> Itera
       batch = files.read_npz(path)
     except (OSError, ValueError):
       continue
-    if batch.keys() != {*outputs, PICTURES}:
+    if batch.keys() - {GAP} != {*outputs, PICTURES}:
       continue
     if any(len(batch[name]) != end - first for name in outputs):
       continue

@@ -103,12 +103,17 @@ def test_everything_is_there(done):
     assert row["nfe"] == row["nfe/main"] == (8 if row["w"] else 4)
     assert row["num_samples"] == 100 and row["main/ema_decay"] == 0.99
     assert row["judge/name"].startswith("digits-judge-")
+  # what guidance did, where there was any; x_hat was clipped, so that no weights are told
+  assert "information" not in rows[0] and len(rows[1]["information_by_class"]) == 10
+  assert rows[1]["information"] > 0 and len(rows[1]["information_by_level"]) == 4
+  assert "limited" in rows[1]["tilt_unresolved"] and "log_z" not in rows[1]
   with (workdir / "sweep.csv").open() as f:
     assert [float(r["fid"]) for r in csv.DictReader(f)] == [r["fid"] for r in rows]
   assert content["references"][0]["num_samples"] == 100  # as many as a strength has
   text = page.text(content)
   assert "not Inception's" in text and content["rows"][0]["judge/name"] in text and "real" in text
   assert "Differences from w = 0:" in text and "2 blocks" in text and "Not paired" not in text
+  assert "What guidance did:" in text and "not resolved at w = 1: x_hat was limited" in text
   (difference,) = content["differences"]
   assert (difference["row"], difference["baseline"], difference["paired"]) == (1, 0, True)
   assert difference["fid"]["value"] == rows[1]["fid"] - rows[0]["fid"]
