@@ -167,7 +167,7 @@ def settings(**changes):
   "changes, w, said",
   [
     (dict(guidance__rule="truncation"), 1.0, "forgets"),
-    (dict(guidance__rule="truncation", sampler__name="ddim"), -0.5, "starts at 0"),
+    (dict(guidance__rule="truncation", sampler__name="ddim"), -0.5, "1/threshold >= 0"),
     (dict(guidance__rule="truncation", sampler__name="ddim", sampler__eta=0.5), 1.0, "forgets"),
     (dict(guidance__rule="shrunk_noise", sampler__name="ddim"), 1.0, "draws none"),
     (dict(guidance__rule="shrunk_noise", sampler__name="heun"), 1.0, "draws none"),

@@ -265,8 +265,8 @@ def check(config: ConfigDict, strengths: Iterable[float], *, where: str = "w") -
   too_low = [w for w in strengths if w < rule.least]
   if too_low:
     raise UserError(
-      f"{where} is {too_low[0]:g}, but the strength of guidance.rule {section.rule!r} "
-      f"({rule.strength}) starts at {rule.least:g}: choose a higher one."
+      f"{where} is {too_low[0]:g}, but guidance.rule {section.rule!r} takes a strength "
+      f"{rule.strength} >= {rule.least:g}: choose a higher one."
     )
   if guided and "num_classes" in arguments and config_lib.class_rows(config) == 0:
     raise UserError(
