@@ -50,6 +50,8 @@ class Sampler(NamedTuple):
     levels: (logsnr_t, logsnr_s, or None at the end) -> the levels at which it calls denoise.
     reads_eps: whether Estimate.eps decides the step, as rules that set it need.
     stochastic: whether `noise` decides it, so that z_1 is forgotten on the way.
+    goes_back: whether a step may return to a noisier level first, by plain noise: what was drawn
+      from a tilted law is not one of that level then.
   """
 
   init: Callable[[Array], Memory]
@@ -57,6 +59,7 @@ class Sampler(NamedTuple):
   levels: Callable[[float, float | None], tuple[float, ...]]
   reads_eps: bool
   stochastic: bool
+  goes_back: bool = False
 
 
 def ancestral(*, var_interp: float) -> Sampler:
@@ -176,7 +179,8 @@ def heun(
     first = float(churned(np.float32(logsnr_t), np)) if churn > 0 else logsnr_t
     return (first,) if logsnr_s is None else (first, logsnr_s)
 
-  return Sampler(_nothing, step, levels, reads_eps=True, stochastic=churn > 0)
+  churns = churn > 0
+  return Sampler(_nothing, step, levels, reads_eps=True, stochastic=churns, goes_back=churns)
 
 
 class _Before(NamedTuple):

@@ -10,7 +10,8 @@ import numpy as np
 
 from cfg.metrics.scores import jackknife_error
 
-LEAST_SAMPLES, LEAST_SHARE, MOST_QUADRATURE = 100, 0.1, 0.1
+# effective samples of each class, their share of its samples, and the two sums' relative difference
+LEAST_SAMPLES, LEAST_SHARE, MOST_DIFFERENCE = 100, 0.1, 0.1
 
 
 def information(*, gap: np.ndarray, logsnr: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -47,19 +48,19 @@ def log_weights(*, information: np.ndarray, w: float) -> np.ndarray:
   return w * (1 + w) * information
 
 
-def tilt(*, log_weight: np.ndarray, y: np.ndarray) -> dict[str, float]:
+def tilt(*, log_weight: np.ndarray, y: np.ndarray) -> dict[str, Any]:
   """log Z = log E[W], KL = log Z - E[log W], and the effective sample size (sum W)^2 / sum W^2.
 
   KL is from the law of the guided samples to p(x|c) p(c|x)^w / Z, in nats: for a deterministic
   sampler that of the samples, up to its steps' errors; for a stochastic one that of the paths, an
-  upper bound. Each is of a class, then averaged; the sample sizes are added.
+  upper bound. Each is of a class; then log Z and KL are averaged, and the sample sizes added.
 
   Args:
     log_weight: [N], from `log_weights`.
     y: [N] labels.
 
   Returns:
-    {"log_z", "tilt_kl", "tilt_ess"}, the last between 1 and N.
+    {"log_z", "tilt_kl", "tilt_ess", "tilt_ess_by_class"}, the last a list.
   """
   parts = []
   for label in np.unique(y):
@@ -70,7 +71,12 @@ def tilt(*, log_weight: np.ndarray, y: np.ndarray) -> dict[str, float]:
     size = weight.sum() ** 2 / np.square(weight).sum()
     parts.append((log_z, log_z - of_class.mean(), size))
   log_z, kl, size = np.transpose(parts)
-  return {"log_z": float(log_z.mean()), "tilt_kl": float(kl.mean()), "tilt_ess": float(size.sum())}
+  return {
+    "log_z": float(log_z.mean()),
+    "tilt_kl": float(kl.mean()),
+    "tilt_ess": float(size.sum()),
+    "tilt_ess_by_class": size.tolist(),
+  }
 
 
 def summarise(
@@ -96,6 +102,8 @@ def summarise(
     w: the strength.
     refused: why there is no tilt to speak of; "" where the weights mean something.
   """
+  if not np.isfinite(gap).all():
+    return {"tilt_unresolved": "the branches' difference is not a finite number"}
   whole, left = information(gap=gap, logsnr=logsnr)
   blocks = np.unique(block_of)
   without = lambda function: jackknife_error([function(block_of != block) for block in blocks])
@@ -104,11 +112,12 @@ def summarise(
     "information_err": without(lambda rows: whole[rows].mean()),
     "information_left": float(left.mean()),
     "information_by_level": by_level(gap=gap, logsnr=logsnr).tolist(),
+    "information_logsnr": np.asarray(logsnr, np.float64).tolist(),
     "information_by_class": [float(whole[y == label].mean()) for label in np.unique(y)],
   }
   log_weight = log_weights(information=whole, w=w)
   values = tilt(log_weight=log_weight, y=y)
-  reason = refused or _unresolved(row, values, count=len(y))
+  reason = refused or _unresolved(row, values, counts=np.unique(y, return_counts=True)[1])
   if reason:
     return {**row, "tilt_unresolved": reason}
   for key in ("log_z", "tilt_kl"):
@@ -118,12 +127,13 @@ def summarise(
   return {**row, **values}
 
 
-def _unresolved(row, values, *, count):
-  """Why the weights cannot be trusted, or ""."""
-  size, least = values["tilt_ess"], max(LEAST_SAMPLES, LEAST_SHARE * count)
-  if size < least:
-    return f"the effective sample size is {size:.0f} of {count}, below {least:.0f}"
+def _unresolved(row, values, *, counts):
+  """Why the weights cannot be trusted, or "": a mean over classes is as good as its worst one."""
+  sizes = np.array(values["tilt_ess_by_class"])
+  worst = int(np.argmin(sizes / counts))
+  if sizes[worst] < max(LEAST_SAMPLES, LEAST_SHARE * counts[worst]):
+    return f"a class has an effective sample size of {sizes[worst]:.0f} in {counts[worst]}"
   whole, left = row["information"], row["information_left"]
-  if abs(left - whole) > MOST_QUADRATURE * whole:
+  if abs(left - whole) > MOST_DIFFERENCE * whole:
     return f"the grid is too coarse: left sums give I = {left:.3g}, trapezoids {whole:.3g}"
   return ""

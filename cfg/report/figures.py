@@ -197,6 +197,28 @@ def label_strengths(axes, rows, across, up):
       kept.append(box)
 
 
+def write_information(path, *, lines, bound, title) -> None:
+  """Mean information up to each level of log-SNR.
+
+  Args:
+    path: of the PNG.
+    lines: {label: (log-SNR [T], nats [T])}.
+    bound: of exact branches without guidance: the log of the number of classes.
+    title: of the figure.
+  """
+  figure = matplotlib.figure.Figure(figsize=(6.5, 4), layout="constrained", dpi=120)
+  axes = figure.subplots()
+  for colour, (label, (logsnr, nats)) in zip(COLOURS * len(lines), lines.items()):
+    axes.plot(logsnr, nats, color=colour, linewidth=1.5, label=label)
+  axes.axhline(bound, color=GREY, linestyle="--", linewidth=1, label=f"log K = {bound:.2f}")
+  axes.set(xlabel="log-SNR", ylabel="information up to there, nats")
+  axes.set_title(title, fontsize=10)
+  axes.set_ylim(bottom=0)
+  axes.grid(alpha=0.25)
+  place_legend(axes)
+  save(figure, path)
+
+
 def write_grid(path, pictures, *, row_names, column_names, row_title, column_title):
   """uint8 [rows, columns, H,W,C] as a labelled sheet."""
   rows, columns, height, width, channels = pictures.shape

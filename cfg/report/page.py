@@ -5,6 +5,7 @@ nearest training images.
 import csv
 import dataclasses
 import io
+import math
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -71,6 +72,7 @@ def write(workdir: pathlib.Path, report: Report) -> dict:
   )
   write_csv(workdir / "sweep.csv", rows)
   write_curve(workdir / "curve.png", content)
+  write_information(workdir / "information.png", report.series[0].rows)
   differing = table.axes_of(rows)
   for i, series in enumerate(report.series):
     label = table.label_of(series.rows[0], differing)
@@ -139,6 +141,22 @@ def write_curve(path: pathlib.Path, content: Mapping) -> None:
     f"{steps}; features of {names}{published}",
     symbol=symbol,
   )
+
+
+def write_information(path: pathlib.Path, rows: Sequence[Mapping]) -> None:
+  """information.png: the gauge's curve of each strength; no file where no row has one."""
+  measured = [row for row in rows if "information" in row]
+  if measured:
+    symbol = table.symbol_of(measured)
+    figures.write_information(
+      path,
+      lines={
+        f"{symbol} = {row['w']:g}": (row["information_logsnr"], row["information_by_level"])
+        for row in measured
+      },
+      bound=math.log(len(measured[0]["information_by_class"])),
+      title="half the integral of |eps_cond - eps_uncond|^2 along the samples' paths",
+    )
 
 
 def panels(

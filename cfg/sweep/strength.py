@@ -90,15 +90,17 @@ def measure_strength(
       y=labels,
       block_of=block_of,
       w=w,
-      refused=_no_tilt(variant),
+      refused=no_tilt(variant),
     )
   return values, np.concatenate(pictures)
 
 
-def _no_tilt(variant: Variant) -> str:
+def no_tilt(variant: Variant) -> str:
   """Why the samples of a variant have no weights towards p(x|c) p(c|x)^w, or ""."""
   if not variant.program.rule.tilts:
     return "the rule is not the mix of two branches at one w"
+  if variant.program.sampler.goes_back:
+    return "noise was added on the way (sampler.churn)"
   if variant.config.sampler.limit != "none":
     return "x_hat was limited on the way (sampler.limit)"
   return ""

@@ -122,7 +122,7 @@ def test_everything_is_there(done):
   assert {"heldout/loss_cond", "heldout/loss_null"} <= records[-1].keys() and len(
     records[-1]
   ) == 1 + 2 * 5
-  for name in ("curve.png", "grid.png", "nearest.png"):
+  for name in ("curve.png", "grid.png", "nearest.png", "information.png"):
     assert np.asarray(Image.open(workdir / name)).std() > 0
 
 

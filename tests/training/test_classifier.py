@@ -136,8 +136,8 @@ def drawn(config, workdir, mesh, out, w):
 
 
 def test_samples_are_guided_by_a_work_directory(trained, main, mesh1, tmp_path):
-  """Other pictures than without it, of as many calls as are said, with the classifier's hash; at w = 0
-  too, on the unconditional model.
+  """Other pictures than without it, of as many calls as are said, with the classifier's hash;
+  at w = 0 too, on the unconditional model.
   """
   config, workdir = main()
   plain, _ = drawn(config, workdir, mesh1, tmp_path / "plain", 0.0)
