@@ -10,7 +10,7 @@ import numpy as np
 
 from cfg import guidance, rules, sampling, schedules
 from cfg.base import config as config_lib
-from cfg.base import images
+from cfg.base import flops, images
 from cfg.base.config import ConfigDict
 from cfg.base.errors import UserError, nearest
 from cfg.guidance import MAIN, EpsFn, LogProbFn, Rule
@@ -62,6 +62,22 @@ def nfe(program: Program) -> dict[str, int]:
       for role, rows in program.rule.calls(level).items():
         total[role] = total.get(role, 0) + rows
   return total
+
+
+def flops_of_calls(program: Program, params: Mapping[str, Any]) -> dict[str, int]:
+  """{role: FLOPs of one evaluation of that network for one sample}, counted in its jaxpr; of a
+  classifier those of its gradient. Times `nfe` they are a sample's.
+  """
+  z = jax.ShapeDtypeStruct((1, *program.image_shape), jnp.float32)
+  level, y = jax.ShapeDtypeStruct((1,), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.int32)
+
+  def count(role, make):
+    call = lambda z, level, y, params: make(params)(z, level, y)
+    if role in program.rule.classifiers:
+      call = jax.grad(lambda *inputs: jnp.sum(make(inputs[3])(*inputs[:3])))
+    return flops.count(jax.make_jaxpr(call)(z, level, y, params[role]))
+
+  return {role: count(role, make) for role, make in program.networks.items()}
 
 
 def generate(

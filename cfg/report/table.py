@@ -143,8 +143,9 @@ def _role_table(content, metrics):
   header = [symbol_of(content["rows"]), "scale", *(axis.title for axis in axes)]
   for metric in metrics:
     header += [metric.title, "±"]
+  blank = ["" for _ in axes]
   real = [
-    ["real", "", *("" for _ in axes), *_cells(row, metrics, absent=""), str(row["num_samples"]), ""]
+    ["real", "", *blank, *_cells(row, metrics, absent=""), str(row["num_samples"]), "", ""]
     for row in content["references"]
   ]
   samples = [
@@ -155,10 +156,11 @@ def _role_table(content, metrics):
       *_cells(row, metrics, absent="-"),
       str(row["num_samples"]),
       str(row["nfe"]),
+      f"{row['flops'] / 1e9:.3g}" if "flops" in row else "-",
     ]
     for row in content["rows"]
   ]
-  return aligned([[*header, "N", "NFE"], *real, *samples])
+  return aligned([[*header, "N", "NFE", "GFLOP"], *real, *samples])
 
 
 def _cells(row, metrics, *, absent):

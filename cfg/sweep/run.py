@@ -125,9 +125,11 @@ def draw_missing(
   done = 0
   with Progress("sweep", total=total, unit="network evaluations") as progress:
     for variant, group in itertools.groupby(missing, key=lambda pair: pair[0]):
+      drawing = variant.program
       generator = Generator(
-        variant.program, mesh=mesh, batch_size=settings.batch_size, extractor=measured.extractor
+        drawing, mesh=mesh, batch_size=settings.batch_size, extractor=measured.extractor
       )
+      flops = program.flops_of_calls(drawing, network.parameters(variant.networks))
       for _, w in group:
         calls = generator.nfe(w)
         values, pictures = strength.measure_strength(
@@ -140,7 +142,7 @@ def draw_missing(
             show, progress, w=w, before=done, evaluations=sum(calls.values())
           ),
         )
-        keep_row(variant, w, values, pictures, calls=calls)
+        keep_row(variant, w, values, pictures, calls=calls, flops=flops)
         log.info("%s", table.one_line(variant.finished(w), measured.extractor.metrics))
         done += settings.num_samples * sum(calls.values())
 
@@ -164,7 +166,13 @@ def show(progress, count: int, kept: bool, *, w: float, before: int, evaluations
 
 
 def keep_row(
-  variant: Variant, w: float, values: dict, pictures: np.ndarray, *, calls: dict[str, int]
+  variant: Variant,
+  w: float,
+  values: dict,
+  pictures: np.ndarray,
+  *,
+  calls: dict[str, int],
+  flops: dict[str, int],
 ) -> None:
   """Write a strength's pictures and its row, and forget its batches.
 
@@ -174,12 +182,16 @@ def keep_row(
     values: its metrics.
     pictures: that are kept.
     calls: {role: evaluations of that network for each image}.
+    flops: {role: of one evaluation}.
   """
+  costs = {role: rows * flops[role] for role, rows in calls.items()}
   row = {
     **program.strength_facts(variant.program.rule, w),
     **values,
     "nfe": sum(calls.values()),
     **{f"nfe/{role}": rows for role, rows in calls.items()},
+    "flops": sum(costs.values()),
+    **{f"flops/{role}": cost for role, cost in costs.items()},
     **variant.provenance,
   }
   # the pictures first: a row means that all of its strength is there

@@ -1,5 +1,6 @@
 """The sampler of a network: any mesh, one compilation, no collective, and what is refused."""
 
+import functools
 import re
 
 import jax
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from cfg import guidance
-from cfg.base import sharding
+from cfg.base import flops, sharding
 from cfg.base.errors import UserError
 from cfg.features.extractor import Extractor, Metric
 from cfg.inference import program
@@ -159,6 +160,32 @@ def test_a_guide_of_another_architecture(network, config, mesh1):
   other = jax.tree.map(lambda p: p - 0.2, params)
   np.testing.assert_array_equal(run(params, 0.0), run(other, 0.0))
   assert np.any(run(params, 1.0) != run(other, 1.0))
+
+
+@pytest.mark.parametrize("rule", ["classifier_free", "classifier"])
+def test_flops_are_those_of_the_whole_program(network, config, mesh1, rule):
+  """Calls times the cost of one are what the jaxpr of the whole sampler counts: of an unguided
+  sample half of the paper's rule, and of a classifier its backward pass too.
+  """
+  config.guidance.rule = rule
+  weights = 0.1 * jax.random.normal(jax.random.key(3), (16, 3))
+  pick = lambda logits, y: jnp.take_along_axis(jax.nn.log_softmax(logits), y[:, None], 1)[:, 0]
+  classify = lambda params: lambda z, logsnr, y: pick(z.reshape(len(z), -1) @ params, y)
+  guides = {"guide": classify} if rule == "classifier" else {}
+  drawing = generator(network, config, mesh1, networks=guides).program
+  params = {guidance.MAIN: network[1], "guide": weights}
+  one = program.flops_of_calls(drawing, params)
+  if guides:
+    assert one["guide"] == 2 * 2 * 16 * 3  # there and back
+  rows = jnp.arange(2)
+  arguments = (params, rows.astype(jnp.uint32), rows, jnp.float32(1), jax.random.key(0))
+  whole = {}
+  for w in (0.0, 1.0):
+    drawn = functools.partial(program.generate, program=drawing.at(w))
+    whole[w] = flops.count(jax.make_jaxpr(drawn)(*arguments))
+    calls = program.nfe(drawing.at(w))
+    assert whole[w] == 2 * sum(calls[role] * one[role] for role in calls)
+  assert (whole[1.0] == 2 * whole[0.0]) == (rule == "classifier_free")
 
 
 @pytest.mark.parametrize(

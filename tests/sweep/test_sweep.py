@@ -101,6 +101,7 @@ def test_everything_is_there(done):
     assert all(name in row for name in NAMED)
     # one branch is enough at w = 0
     assert row["nfe"] == row["nfe/main"] == (8 if row["w"] else 4)
+    assert row["flops"] == row["flops/main"] == row["nfe"] / 4 * rows[0]["flops"] > 0
     assert row["num_samples"] == 100 and row["main/ema_decay"] == 0.99
     assert row["judge/name"].startswith("digits-judge-")
   # what guidance did, where there was any; x_hat was clipped, so that no weights are told
