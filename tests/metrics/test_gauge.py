@@ -176,6 +176,15 @@ def test_a_gap_that_is_the_same_everywhere():
   np.testing.assert_allclose(row["information_by_level"], 0.35 * np.arange(9))
 
 
+def test_two_kinds_of_weights():
+  """Of N samples half weigh three times as much: Z is 2, and they are worth 0.8 N."""
+  log_weight = np.log(np.tile([1.0, 3.0], 50))
+  got = gauge.tilt(log_weight=log_weight, y=np.zeros(100, int))
+  np.testing.assert_allclose(
+    [got["log_z"], got["tilt_kl"], got["tilt_ess"]], [np.log(2), np.log(2 / np.sqrt(3)), 80]
+  )
+
+
 def test_nothing_is_said_that_is_not_resolved():
   """Refused by the caller, too few effective samples, a coarse grid: the reason stands there."""
   rng = np.random.default_rng(1)
