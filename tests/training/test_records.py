@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cfg.base import logs
+from cfg.base import checkpoint, logs
 from cfg.base.errors import UserError
 from cfg.models import unet
 from cfg.training import loop, previews
@@ -103,6 +103,13 @@ def test_each_step_is_in_one_record(run, every, num_steps, labels):
   _, records = run(log_every_steps=every, num_steps=num_steps)
   assert [record["step"] for record in records] == labels
   check_records(records, num_steps)
+
+
+def test_chosen_steps_are_saved_and_kept(run, tmp_path):
+  """keep_every_steps writes its own checkpoints, between others and without any, for good."""
+  run(num_steps=7, checkpoint_every_steps=3, keep_every_steps=2, keep_checkpoints=1)
+  with checkpoint.Checkpoints(tmp_path / "run") as checkpoints:
+    assert checkpoints.steps() == [7, 6, 4, 2]
 
 
 def test_no_step_is_waited_for(run):
