@@ -167,6 +167,8 @@ def get_config():
       sampler=(),
       num_steps=(),
       var_interp=(),
+      eta=(),
+      spacing=(),
       ema_decays=(),
       # Fréchet distances of fewer images than Inception has features: they mean little
       allow_few=False,

@@ -104,6 +104,7 @@ DECAY = number("at least 0 and below 1", least=0, below=1)
 DROPOUT = number("a probability below 1", least=0, below=1)
 FINITE = number("a finite number")
 V = number("the paper's v, between 0 and 1", least=0, most=1)
+ETA = number("a share in [0, 1]", least=0, most=1)
 STRENGTH = number("finite and at least -1 (w = 0 is unguided, scale = 1 + w)", least=-1)
 STRENGTHS = several(STRENGTH, least=1)
 CH = Values(
@@ -184,7 +185,7 @@ FIELDS: dict[str, Values] = {
   "sampler.name": TEXT,
   "sampler.num_steps": integer(2, "a whole number, both ends of the grid included"),
   "sampler.var_interp": V,
-  "sampler.eta": number("a share in [0, 1]", least=0, most=1),
+  "sampler.eta": ETA,
   "sampler.churn": NOT_NEGATIVE,
   "sampler.churn_noise": POSITIVE,
   "sampler.churn_logsnr_min": optional(FINITE),
@@ -205,6 +206,8 @@ FIELDS: dict[str, Values] = {
   "sweep.sampler": several(TEXT),
   "sweep.num_steps": several(COUNT),
   "sweep.var_interp": several(V),
+  "sweep.eta": several(ETA),
+  "sweep.spacing": several(TEXT),
   "sweep.ema_decays": several(DECAY),
   "sweep.allow_few": FLAG,
   "sweep.extrapolate": FLAG,

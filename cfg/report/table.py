@@ -36,6 +36,8 @@ AXES = (
   Axis("sampler", "sampler.name", "sampler.name", "sampler", "{}", "{}"),
   Axis("num_steps", "sampler.num_steps", "sampler.num_steps", "T", "T = {}", "T{}"),
   Axis("var_interp", "sampler.var_interp", "sampler.var_interp", "v", "v = {:g}", "v{:g}"),
+  Axis("eta", "sampler.eta", "sampler.eta", "eta", "eta = {:g}", "eta{:g}"),
+  Axis("spacing", "sampler.spacing", "sampler.spacing", "spacing", "levels in {}", "{}"),
   Axis("ema_decays", "sweep.ema", "main/ema_decay", "EMA", "EMA {:g}", "EMA{:g}"),
 )
 

@@ -73,6 +73,7 @@ BAD = {
   "sweep.ema": (1.0, 0.5, "0.99"),
   "sweep.num_steps": ((0,), ("8",), 8),
   "sweep.var_interp": ((2.0,), ("0",)),
+  "sweep.eta": ((2.0,), ("0",)),
   "sweep.ema_decays": ((0.5,), ("0.99",)),
   "inception.num_reference": (-1,),
   "paper.num_samples": (-1,),

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import itertools
 import json
 
 import numpy as np
@@ -204,12 +205,22 @@ def test_a_field_in_use_makes_another_sweep(name, value, differs):
 
 
 def test_combinations_that_draw_the_same_samples_are_one():
-  """DDIM has no v: of three v it is swept once; of ancestral sampling each."""
+  """DDIM has no v, and ancestral sampling no eta: each is swept over what it has."""
   config = small_config()
-  config.sweep.update(sampler=("ancestral", "ddim"), var_interp=(0.0, 0.3, 1.0), num_steps=(4, 8))
-  drawn = [(c.sampler.name, c.sampler.num_steps) for c, _ in variant.combinations(config)]
-  assert drawn.count(("ancestral", 4)) == drawn.count(("ancestral", 8)) == 3
-  assert drawn.count(("ddim", 4)) == drawn.count(("ddim", 8)) == 1
+  config.sweep.update(
+    sampler=("ancestral", "ddim"),
+    var_interp=(0.0, 0.3, 1.0),
+    eta=(0.0, 1.0),
+    spacing=("u", "logsnr"),
+    num_steps=(4, 8),
+  )
+  drawn = [
+    (c.sampler.name, c.sampler.num_steps, c.sampler.spacing)
+    for c, _ in variant.combinations(config)
+  ]
+  for num_steps, spacing in itertools.product((4, 8), ("u", "logsnr")):
+    assert drawn.count(("ancestral", num_steps, spacing)) == 3
+    assert drawn.count(("ddim", num_steps, spacing)) == 2
 
 
 def test_strengths_share_their_noise(done):
