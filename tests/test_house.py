@@ -25,7 +25,7 @@ INSIDE = {
     "loop; heldout previews quick_metrics step_log dry_run; step throughput; state objective"
   ),
   "inference": "pictures workdir_config; generator network; program",
-  "report": "page; differences tilt; table figures",
+  "report": "page; differences tilt curves grids; table drawing",
   "features": (
     "references; reference_files select; judge_files; placed; inception judge cifar_resnet; "
     "extractor"
@@ -58,7 +58,7 @@ HOMES = {
   "tensorboardX": {"base.logs"},
   "tqdm": {"base.progress"},
   "PIL": {"data", "base.images"},
-  "matplotlib": {"report.figures"},
+  "matplotlib": {"report.drawing", "report.curves", "report.grids"},
   "sklearn": {"data.sources"},
   "tensorflow_datasets": {"data.tfds"},
   "scipy": {"data", "metrics.paired"},

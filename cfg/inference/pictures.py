@@ -12,7 +12,7 @@ from cfg.base.errors import UserError, nearest
 from cfg.guidance import MAIN
 from cfg.inference import network, program
 from cfg.inference.generator import Generator
-from cfg.report import figures, table
+from cfg.report import drawing, grids, table
 
 MOST_DEFAULT_CLASSES = 10
 
@@ -140,10 +140,10 @@ def sample(config, *, mesh, workdir, labels, num, w, seed, ema=None, out=None):
         **strength,
       }
     )
-  figures.write_grid(
+  grids.write_grid(
     out / "grid.png",
     pictures.reshape(len(chosen), num, *main.image_shape),
-    row_names=figures.class_titles(names, chosen),
+    row_names=drawing.class_titles(names, chosen),
     column_names=[str(i) for i in range(num)],
     row_title="class",
     column_title=f"sample index; {table.strength_text(strength)}, seed {seed}",

@@ -14,7 +14,7 @@ import numpy as np
 
 from cfg.base import files
 from cfg.metrics.metric import HELDOUT, TRAIN, Metric, fact, roles
-from cfg.report import differences, figures, table, tilt
+from cfg.report import curves, differences, drawing, grids, table, tilt
 
 FILES = ("sweep.json", "sweep.csv", "curve.png", "grid.png", "nearest.png")
 
@@ -67,7 +67,7 @@ def write(workdir: pathlib.Path, report: Report) -> dict:
   }
   if report.paper and report.paper["rows"] and (beside := table.beside_paper(rows, report.paper)):
     content["paper"] = beside
-  content["nearest_training_image"] = figures.write_nearest(
+  content["nearest_training_image"] = grids.write_nearest(
     workdir / "nearest.png", pictures=report.series[0].pictures, dataset=report.dataset
   )
   write_csv(workdir / "sweep.csv", rows)
@@ -94,11 +94,11 @@ def _write_grid(path, series, *, label, dataset):
   symbol = table.symbol_of(series.rows)
   scale = "  (scale = 1 + w)" if symbol == table.PAPERS else ""
   strengths = list(pictures)
-  count = min(dataset.num_classes, figures.MOST_ROWS, len(pictures[strengths[0]]))
-  figures.write_grid(
+  count = min(dataset.num_classes, grids.MOST_ROWS, len(pictures[strengths[0]]))
+  grids.write_grid(
     path,
     np.stack([pictures[w][:count] for w in strengths], axis=1),
-    row_names=figures.class_titles(dataset.class_names, range(count)),
+    row_names=drawing.class_titles(dataset.class_names, range(count)),
     column_names=[f"{w:g}" for w in strengths],
     column_title=f"guidance strength {symbol}{scale}; the same noise along a "
     f"row{label and '; '}{label}",
@@ -125,13 +125,13 @@ def write_curve(path: pathlib.Path, content: Mapping) -> None:
   variants = table.by_variant(content["rows"])
   frechet = [metric for metric in metrics if metric.kind == "frechet"]
   scores = [metric for metric in metrics if metric.kind == "score"]
-  data = figures.printable(about["main/data"], otherwise="your images")
+  data = drawing.printable(about["main/data"], otherwise="your images")
   names = " and ".join(str(about.get(fact(role, "name"))) for role in roles(metrics))
   num_steps = about.get("sampler.num_steps")
   steps = "" if num_steps is None else f", T = {num_steps}"
   published = "" if table.INCEPTION in roles(metrics) else ", not Inception's"
   symbol = table.symbol_of(content["rows"])
-  figures.write_curve(
+  curves.write_curve(
     path,
     series=variants,
     panels=panels(metrics, content["rows"], several=len(variants) > 1),
@@ -148,7 +148,7 @@ def write_information(path: pathlib.Path, rows: Sequence[Mapping]) -> None:
   measured = [row for row in rows if "information" in row]
   if measured:
     symbol = table.symbol_of(measured)
-    figures.write_information(
+    curves.write_information(
       path,
       lines={
         f"{symbol} = {row['w']:g}": (row["information_logsnr"], row["information_by_level"])
@@ -161,7 +161,7 @@ def write_information(path: pathlib.Path, rows: Sequence[Mapping]) -> None:
 
 def panels(
   metrics: Sequence[Metric], rows: Sequence[Mapping], *, several: bool
-) -> list[figures.Panel]:
+) -> list[curves.Panel]:
   """A panel for each metric; the same against held-out images joins it, if every row has it and
   there are not `several` lines in a panel already.
   """
@@ -174,6 +174,6 @@ def panels(
       drawn[place].append(metric)
   names = {TRAIN: "to the training split", HELDOUT: "to the held-out split"}
   return [
-    figures.Panel(lines[0].title, lines[0].better, {m: names[m.against] for m in lines})
+    curves.Panel(lines[0].title, lines[0].better, {m: names[m.against] for m in lines})
     for lines in drawn.values()
   ]

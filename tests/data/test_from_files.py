@@ -17,7 +17,7 @@ from cfg.base import files
 from cfg.data import decode, records
 from cfg.inference import network as network_lib
 from cfg.models import unet
-from cfg.report import figures, page
+from cfg.report import drawing, page
 from configs import folder, imagenet64
 
 ROOT = paths.ROOT
@@ -148,16 +148,16 @@ def test_what_is_no_side_is_refused(options):
 
 def test_names_in_pictures():
   """What no font can write is called by its number; long names are cut; $ is not mathematics."""
-  figures._families.cache_clear()
+  drawing._families.cache_clear()
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(figures, "EAST_ASIAN", ())
-    assert figures.class_titles(("cat", "猫", "naïve $x$"), [2, 1, 1]) == [
+    patch.setattr(drawing, "EAST_ASIAN", ())
+    assert drawing.class_titles(("cat", "猫", "naïve $x$"), [2, 1, 1]) == [
       "naïve \\$x\\$",
       "class 1",
       "class 1",
     ]
-    assert figures.printable("abcdefghij" * 3, otherwise="") == "abcdefghijabcdefghijabc…"
-  figures._families.cache_clear()
+    assert drawing.printable("abcdefghij" * 3, otherwise="") == "abcdefghijabcdefghijabc…"
+  drawing._families.cache_clear()
 
 
 def test_imagenet64_is_prepared_as_the_paper_s():

@@ -7,7 +7,7 @@ from PIL import Image
 
 from cfg.data import sources
 from cfg.metrics.metric import Metric
-from cfg.report import figures, page
+from cfg.report import curves, drawing, grids, page
 
 FID = Metric("fid", "FID", "pool_3", "frechet", "lower", role="inception")
 SCORE = Metric("inception_score", "IS", "logits", "score", "higher", role="inception")
@@ -30,7 +30,7 @@ ROWS = [
 def drawn(monkeypatch):
   """The figures that were to be saved."""
   saved = []
-  monkeypatch.setattr(figures, "save", lambda figure, path: saved.append(figure))
+  monkeypatch.setattr(drawing, "save", lambda figure, path: saved.append(figure))
   return saved
 
 
@@ -43,7 +43,7 @@ def test_a_curve_is_its_rows(drawn):
   """Each metric against w with its own points, the held-out one in the panel of its companion; FID
   against IS at the end; distances start at zero, real images are a line.
   """
-  figures.write_curve(
+  curves.write_curve(
     "curve.png",
     series={"": ROWS},
     panels=page.panels(METRICS, ROWS, several=False),
@@ -70,7 +70,7 @@ def test_several_variants_are_a_line_each(drawn):
   """Two samplers: a line each in every panel, and no held-out distances between them."""
   series = {"a": ROWS, "b": [{**row, "fid": 2 * row["fid"]} for row in ROWS]}
   panels = page.panels(METRICS, ROWS, several=True)
-  figures.write_curve("curve.png", series=series, panels=panels, trade=None, real=None, title="")
+  curves.write_curve("curve.png", series=series, panels=panels, trade=None, real=None, title="")
   fid, score = drawn[0].axes
   assert points(fid).keys() == points(score).keys() == {"a", "b"}
   np.testing.assert_array_equal(points(fid)["b"][:, 1], 2 * points(fid)["a"][:, 1])
@@ -87,7 +87,7 @@ def test_a_grid_shows_each_picture_in_its_place(drawn):
   """Row by row, column by column, a gap between them: pixels are the pictures'."""
   pictures = np.arange(6, dtype=np.uint8).reshape(2, 3, 1, 1, 1) * 40
   pictures = np.broadcast_to(pictures, (2, 3, 4, 4, 1))
-  figures.write_grid(
+  grids.write_grid(
     "grid.png", pictures, row_names="ab", column_names="123", row_title="", column_title=""
   )
   (shown,) = drawn[0].axes[0].images
@@ -100,7 +100,7 @@ def test_a_grid_shows_each_picture_in_its_place(drawn):
 
 def test_a_figure_is_a_png(tmp_path):
   """What is saved is a picture of the figure's size."""
-  figures.save(matplotlib.figure.Figure(figsize=(2, 1), dpi=50), tmp_path / "a.png")
+  drawing.save(matplotlib.figure.Figure(figsize=(2, 1), dpi=50), tmp_path / "a.png")
   with Image.open(tmp_path / "a.png") as image:
     assert image.format == "PNG"
   assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
@@ -112,7 +112,7 @@ def test_nearest_training_images():
   source = sources.ArraySource(images, np.zeros(250, np.int32))
   query = images[[5, 200]].copy()
   query[1, 0, 0, 0] ^= 255
-  distance, nearest = figures.nearest_training(query, source, count=3, batch_size=100)
+  distance, nearest = grids.nearest_training(query, source, count=3, batch_size=100)
   np.testing.assert_array_equal(nearest[0, 0], query[0])
   np.testing.assert_array_equal(nearest[1, 0], images[200])
   assert distance[0, 0] == pytest.approx(0, abs=1e-6)
@@ -130,7 +130,7 @@ def test_a_legend_lies_on_no_point(heights):
   axes.errorbar(range(4), heights, 0.01, label="samples")
   axes.axhline(1.5, label="real held-out images, N=2050")
   axes.set_ylim(bottom=0)
-  figures.place_legend(axes)
+  drawing.place_legend(axes)
   axes.figure.draw_without_rendering()
   box = axes.get_legend().get_window_extent()
   along = np.linspace(0, 3, 100)
@@ -146,6 +146,6 @@ def test_labels_of_strengths_do_not_lie_upon_each_other():
   across = [0, 0.01, 0.02, 1, 2]
   up = [3, 2.99, 2.98, 2, 1]
   axes.plot(across, up)
-  figures.label_strengths(axes, [{"w": w} for w in (0, 0.1, 0.2, 1, 2)], across, up)
+  curves.label_strengths(axes, [{"w": w} for w in (0, 0.1, 0.2, 1, 2)], across, up)
   axes.figure.draw_without_rendering()
   assert [text.get_text() for text in axes.texts] == ["w=0", "w=1", "w=2"]
