@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from cfg import diffusion
-from cfg.diffusion import expand
 from cfg.guidance import Array, EpsFn, Memory, Rule
+from cfg.limits import Limit
 
 
 class Estimate(NamedTuple):
@@ -36,7 +36,6 @@ class Estimate(NamedTuple):
 
 # (z, logsnr scalar, the rule's memory) -> (Estimate, the rule's memory)
 Denoise = Callable[[Array, Array, Memory], tuple[Estimate, Memory]]
-Limit = Callable[[Array], Array]
 
 
 class Sampler(NamedTuple):
@@ -251,47 +250,6 @@ SAMPLERS: dict[str, Callable[..., Sampler]] = {
 }
 
 
-def no_limit() -> Limit:
-  """x_hat as it is. P does not mention a limit."""
-  return lambda x: x
-
-
-def clip() -> Limit:
-  """x_hat cut to [-1, 1], after the mix: right for images."""
-  return lambda x: jnp.clip(x, -1.0, 1.0)
-
-
-def dynamic_threshold(*, limit_percentile: float, limit_max: float | None = None) -> Limit:
-  """x_hat cut to [-q, q] and divided by q, q = the percentile of |x_hat| of a sample, at least 1.
-
-  Imagen's (Saharia et al. 2022, arXiv 2205.11487, section 2.3).
-
-  Args:
-    limit_percentile: share of the pixels' magnitudes below q, in (0, 1].
-    limit_max: the largest q, at least 1, or None; 1 is `clip`.
-
-  Raises:
-    ValueError: one is not.
-  """
-  if not 0 < limit_percentile <= 1:
-    raise ValueError(f"limit_percentile is {limit_percentile}: it must be a share in (0, 1]")
-  if limit_max is not None and limit_max < 1:
-    raise ValueError(f"limit_max is {limit_max}: it must be at least 1")
-
-  def limit(x):
-    magnitudes = jnp.abs(x).reshape(x.shape[0], -1)
-    q = expand(jnp.clip(jnp.quantile(magnitudes, limit_percentile, axis=1), 1.0, limit_max), x)
-    return jnp.clip(x, -q, q) / q
-
-  return limit
-
-
-LIMITS: dict[str, Callable[..., Limit]] = {
-  "none": no_limit,
-  "clip": clip,
-  "dynamic": dynamic_threshold,
-}
-
 # of each sample's key, what rules draw; noise has 0, 1, ..., T
 RULE_STREAM = 2**32 - 1
 
@@ -319,7 +277,7 @@ def sample(
     networks: {role: eps_fn}, those of the rule.
     rule: what the networks say together, one of rules.RULES.
     sampler: how a level becomes the next, one of SAMPLERS.
-    limit: what becomes of x_hat after the mix, one of LIMITS.
+    limit: what becomes of x_hat after the mix, one of limits.LIMITS.
     keys: [B] typed PRNG keys; all noise of sample i comes from keys[i].
     y: [B] int32 labels.
     w: the strength, a scalar or [B].

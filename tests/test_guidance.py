@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cfg import diffusion, guidance, rules, sampling, schedules
+from cfg import diffusion, guidance, limits, rules, sampling, schedules
 from cfg.base import sharding
 from cfg.inference import program
 
@@ -230,7 +230,7 @@ def run(rule, networks, *, w, sampler=None, num_steps=12, y=Y, limit=None, **gri
     networks=networks if isinstance(networks, dict) else {guidance.MAIN: networks},
     rule=rule,
     sampler=sampler or sampling.ddim(),
-    limit=limit or sampling.no_limit(),
+    limit=limit or limits.no_limit(),
     keys=keys,
     y=y,
     w=w,
@@ -262,7 +262,7 @@ def test_calls_are_what_a_callback_counts(name, sampler):
   run(RULES[name], networks, w=1.5, sampler=sampler, num_steps=num_steps)
   jax.effects_barrier()
   grid = np.float32(schedules.sampling_grid(num_steps=num_steps))
-  drawn = program.Program(RULES[name], sampler, grid, sampling.no_limit(), (1, 1, 2), {})
+  drawn = program.Program(RULES[name], sampler, grid, limits.no_limit(), (1, 1, 2), {})
   assert {role: rows / len(Y) for role, rows in counts.items()} == program.nfe(drawn)
 
 
@@ -301,7 +301,7 @@ def test_cfg_plus_plus_is_ddim_of_another_strength_at_each_step(strength):
 def ddim_step(rule, w, z, t, s):
   """One DDIM step of a rule on the exact mixture, unclipped."""
   guided = rule.apply({guidance.MAIN: exact_eps}, w=w, y=Y, keys=None)
-  denoise = sampling.make_denoise(guided, limit=sampling.no_limit())
+  denoise = sampling.make_denoise(guided, limit=limits.no_limit())
   levels = dict(logsnr_t=jnp.float32(t), logsnr_s=jnp.float32(s), noise=None, last=False)
   return sampling.ddim().step(denoise, z, (), (), **levels)[0]
 

@@ -5,7 +5,7 @@ import ast
 import pytest
 from paths import ROOT
 
-PAPER = ("schedules", "diffusion", "guidance", "rules", "losses", "sampling")
+PAPER = ("schedules", "diffusion", "guidance", "rules", "losses", "limits", "sampling")
 # a room may import from those after it, and from itself in the order of INSIDE
 ROOMS = (
   ("main", "evaluate"),
@@ -24,7 +24,7 @@ INSIDE = {
   "training": (
     "loop; heldout previews quick_metrics step_log dry_run; step throughput; state objective"
   ),
-  "inference": "pictures workdir_config; generator network; program",
+  "inference": "pictures workdir_config; generator network checks; program",
   "report": "page; differences tilt curves grids; table drawing",
   "features": (
     "references; reference_files select; judge_files; placed; inception judge cifar_resnet; "
@@ -42,7 +42,7 @@ INSIDE = {
     "config; cli checkpoint images sharding logs pickles fields; defaults; files trees runtime "
     "optim flops paths progress; errors"
   ),
-  "": "losses sampling rules; guidance; diffusion schedules",
+  "": "losses sampling rules; guidance limits; diffusion schedules",
 }
 HOMES = {
   "orbax": {"base.checkpoint"},

@@ -10,7 +10,7 @@ import test_sampling as gaussian
 
 from cfg import diffusion, guidance, rules, schedules
 from cfg.base.errors import UserError
-from cfg.inference import program
+from cfg.inference import checks, program
 from configs import digits
 
 ENDS = dict(schedule_min=-20.0, schedule_max=20.0)
@@ -187,7 +187,7 @@ def settings(**changes):
 def test_what_cannot_be_combined_is_refused(changes, w, said):
   """Before any work, in a sentence that names it."""
   with pytest.raises(UserError, match=said):
-    program.check(settings(**changes), [w])
+    checks.check(settings(**changes), [w])
 
 
 @pytest.mark.parametrize("rule", ["random_label", "shifted_level", "temporal_rescaling"])
@@ -196,13 +196,13 @@ def test_rules_for_networks_without_a_null_label(rule):
   config = settings()
   config.model.class_rows = 10
   with pytest.raises(UserError, match="random_label.*shifted_level"):
-    program.check(config, [1.0])
+    checks.check(config, [1.0])
   config.guidance.rule = rule
-  program.check(config, [1.0])
+  checks.check(config, [1.0])
   config.model.class_rows = 0
   if rule == "random_label":
     with pytest.raises(UserError, match="unconditional"):
-      program.check(config, [1.0])
+      checks.check(config, [1.0])
 
 
 def test_only_the_chosen_rules_settings_count():

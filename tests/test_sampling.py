@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.integrate
 
-from cfg import diffusion, guidance, rules, sampling, schedules
+from cfg import diffusion, guidance, limits, rules, sampling, schedules
 
 NULL = 1
 MU_C, S_C, MU_U, S_U = 0.6, 0.5, -0.2, 0.9
@@ -68,7 +68,7 @@ def draw(w, *, num_steps, sampler, rule=PLAIN, grid=()):
     networks={guidance.MAIN: gaussian_eps, "guide": linear_log_prob},
     rule=rule,
     sampler=sampler,
-    limit=sampling.no_limit(),
+    limit=limits.no_limit(),
     keys=keys,
     y=jnp.zeros(COUNT, jnp.int32),
     w=w,
@@ -165,7 +165,7 @@ def run_small(eps_fn, index, *, sampler=None, rule=None, limit=None, w=0.0, num_
     networks={guidance.MAIN: eps_fn},
     rule=rule or guidance.conditional(),
     sampler=sampler or ANCESTRAL[0.3],
-    limit=limit or sampling.no_limit(),
+    limit=limit or limits.no_limit(),
     keys=keys,
     y=jnp.zeros(len(index), jnp.int32),
     w=w,
@@ -212,12 +212,12 @@ def fixed_x(x_cond, x_uncond):
 
 def test_the_limit_comes_after_the_mix():
   """3 x_c - 2 x_u is limited, once: 0.3 of 0.9 and 1.2, where branches clipped first give 0.7."""
-  rule, clip = guidance.classifier_free(null_label=NULL), sampling.clip()
+  rule, clip = guidance.classifier_free(null_label=NULL), limits.clip()
   run = lambda network, limit: run_small(network, [0], rule=rule, w=2.0, limit=limit)[0]
   np.testing.assert_allclose(run(fixed_x(0.9, 1.2), clip), 0.3, atol=1e-3)
   # and what leaves [-1, 1] after the mix is clipped: 3 * 1.2 - 2 * 0.9 is 1.8
   np.testing.assert_allclose(run(fixed_x(1.2, 0.9), clip), 1.0, atol=1e-6)
-  assert np.all(np.asarray(run(fixed_x(1.2, 0.9), sampling.no_limit())) > 1.5)
+  assert np.all(np.asarray(run(fixed_x(1.2, 0.9), limits.no_limit())) > 1.5)
 
 
 def test_dynamic_threshold():
@@ -226,15 +226,15 @@ def test_dynamic_threshold():
     jnp.linspace(-1.0, 1.0, 101).reshape(1, 101, 1, 1)
     * jnp.float32([0.9, 4.0])[:, None, None, None]
   )
-  limited = sampling.dynamic_threshold(limit_percentile=0.9)(x)
+  limited = limits.dynamic_threshold(limit_percentile=0.9)(x)
   np.testing.assert_array_equal(limited[0], x[0])
   q = np.quantile(np.abs(x[1]), 0.9)
   np.testing.assert_allclose(limited[1], np.clip(x[1], -q, q) / q, rtol=1e-6)
-  capped = sampling.dynamic_threshold(limit_percentile=0.9, limit_max=1.0)(x)
-  np.testing.assert_array_equal(capped, sampling.clip()(x))
+  capped = limits.dynamic_threshold(limit_percentile=0.9, limit_max=1.0)(x)
+  np.testing.assert_array_equal(capped, limits.clip()(x))
   for wrong in (dict(limit_percentile=0.0), dict(limit_percentile=0.9, limit_max=0.5)):
     with pytest.raises(ValueError, match="limit_"):
-      sampling.dynamic_threshold(**wrong)
+      limits.dynamic_threshold(**wrong)
 
 
 @pytest.mark.parametrize("v", [-0.1, 1.5])
@@ -302,7 +302,7 @@ def integrate(sampler, start, grid):
   """z at the grid's end, from z at its start, through the sampler's own steps."""
   z = jnp.asarray(start, jnp.float32).reshape(-1, 1, 1, 1)
   guided = guidance.conditional().apply({guidance.MAIN: mixture_eps}, w=0.0, y=z, keys=None)
-  denoise = sampling.make_denoise(guided, limit=sampling.no_limit())
+  denoise = sampling.make_denoise(guided, limit=limits.no_limit())
 
   def body(carry, levels):
     z, memory = carry
@@ -322,7 +322,7 @@ def end_of(sampler, grid, noises):
   guided = guidance.conditional().apply(
     {guidance.MAIN: gaussian_eps}, w=0.0, y=jnp.zeros(1, jnp.int32), keys=None
   )
-  denoise = sampling.make_denoise(guided, limit=sampling.no_limit())
+  denoise = sampling.make_denoise(guided, limit=limits.no_limit())
   z = gaussian_mean(grid[0]) + jnp.sqrt(gaussian_var(grid[0])) * noises[0]
   memory = sampler.init(z.reshape(1, 1, 1, 1))
 
@@ -378,7 +378,7 @@ def one_step(sampler, z, *, noise, logsnr_t=-1.0, logsnr_s=0.5):
   guided = guidance.conditional().apply(
     {guidance.MAIN: gaussian_eps}, w=0.0, y=jnp.zeros(len(z), jnp.int32), keys=None
   )
-  denoise = sampling.make_denoise(guided, limit=sampling.no_limit())
+  denoise = sampling.make_denoise(guided, limit=limits.no_limit())
   levels = dict(logsnr_t=jnp.float32(logsnr_t), logsnr_s=jnp.float32(logsnr_s))
   return sampler.step(denoise, z, sampler.init(z), (), **levels, noise=noise, last=False)[0]
 

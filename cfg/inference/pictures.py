@@ -10,7 +10,7 @@ import numpy as np
 from cfg.base import files, images, sharding
 from cfg.base.errors import UserError, nearest
 from cfg.guidance import MAIN
-from cfg.inference import network, program
+from cfg.inference import checks, network, program
 from cfg.inference.generator import Generator
 from cfg.report import drawing, grids, table
 
@@ -105,7 +105,7 @@ def sample(config, *, mesh, workdir, labels, num, w, seed, ema=None, out=None):
     raise UserError(f"--num is {num}: give the number of samples of each class, at least 1.")
   if not 0 <= seed < 2**32:
     raise UserError(f"--seed is {seed}: it must lie between 0 and 2^32 - 1.")
-  program.check(config, [w])
+  checks.check(config, [w])
   networks = network.load_networks(config, workdir=workdir, mesh=mesh, ema=ema)
   main = networks[MAIN]
   names = network.class_names(networks)

@@ -1,20 +1,20 @@
 """A rule, a sampler, a grid and a limit as one program: the sections guidance and sampler."""
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cfg import guidance, rules, sampling, schedules
-from cfg.base import config as config_lib
+from cfg import guidance, limits, rules, sampling, schedules
 from cfg.base import flops, images
 from cfg.base.config import ConfigDict
 from cfg.base.errors import UserError, nearest
 from cfg.guidance import MAIN, EpsFn, LogProbFn, Rule
-from cfg.sampling import Limit, Sampler
+from cfg.limits import Limit
+from cfg.sampling import Sampler
 
 # roles of networks besides MAIN: each is a field of the section guidance, a place, and which of the
 # networks there
@@ -23,7 +23,7 @@ ROLES = (GUIDE,)
 ROLE_ENDS = ("", "_ema", "_step")
 # fields that choose a constructor, by section; its arguments are fields of the same section
 CHOICES: dict[str, dict[str, Mapping[str, Callable]]] = {
-  "sampler": {"name": sampling.SAMPLERS, "limit": sampling.LIMITS, "spacing": schedules.SPACINGS},
+  "sampler": {"name": sampling.SAMPLERS, "limit": limits.LIMITS, "spacing": schedules.SPACINGS},
   "guidance": {"rule": rules.RULES, "ramp": guidance.RAMPS},
 }
 
@@ -178,7 +178,7 @@ def make_rule(config: ConfigDict, *, null_label: int) -> Rule:
       schedule_min=schedule.logsnr_min,
       schedule_max=schedule.logsnr_max,
     )
-    rule = guidance.ramped(rule, _chosen(section, "guidance", "ramp"), **schedule)
+    rule = guidance.ramped(rule, chosen(section, "guidance", "ramp"), **schedule)
     if section.logsnr_min is None and section.logsnr_max is None:
       return rule
     return guidance.interval(rule, logsnr_min=section.logsnr_min, logsnr_max=section.logsnr_max)
@@ -202,7 +202,7 @@ def make_sampler(config: ConfigDict) -> tuple[Sampler, Limit, np.ndarray]:
       section, "sampler", "name", num_levels=section.num_steps, lowest=schedule.logsnr_min
     )
     limit = _construct(section, "sampler", "limit")
-    _chosen(section, "sampler", "spacing")
+    chosen(section, "sampler", "spacing")
     logsnr = schedules.sampling_grid(
       num_steps=section.num_steps,
       logsnr_min=low,
@@ -237,103 +237,20 @@ def strength_facts(rule: Rule, w: float) -> dict[str, Any]:
 
 def roles(config: ConfigDict) -> tuple[str, ...]:
   """The networks that the config's rule calls, MAIN first."""
-  return (MAIN, GUIDE) if "role" in _rule_arguments(config) else (MAIN,)
+  return (MAIN, GUIDE) if "role" in rule_arguments(config) else (MAIN,)
 
 
-def check(config: ConfigDict, strengths: Iterable[float], *, where: str = "w") -> None:
-  """Refuse, before any work, what the sections guidance, sampler and schedule cannot mean.
-
-  Args:
-    config: of the network to be sampled from, its section model included.
-    strengths: that are asked for.
-    where: the field or flag that they come from.
-
-  Raises:
-    UserError: settings that cannot be combined, a rule that this network cannot be guided by at
-      these strengths, or a second network that is not given, or given for nothing.
-  """
-  if config.train.objective == "classify":
-    raise UserError(
-      "this config is a classifier's (train.objective), which has no samples of its own: train it "
-      "with --mode=train, and guide a diffusion model by it, --config.guidance.rule=classifier "
-      "--config.guidance.guide=WORKDIR."
-    )
-  rule = from_config(config, image_shape=(1, 1, 1), null_label=0, networks={}).rule
-  arguments, section = _rule_arguments(config), config.guidance
-  if "role" in arguments and not section.guide:
-    raise UserError(
-      f"guidance.rule is {section.rule!r}, which needs a second network: give its work directory "
-      "or weights file, --config.guidance.guide=PATH."
-    )
-  if "role" not in arguments and section.guide:
-    able = [name for name, make in rules.RULES.items() if "role" in _parameters(make)]
-    raise UserError(
-      f"guidance.guide is {section.guide!r}, but guidance.rule {section.rule!r} has no use for a "
-      f"second network: choose another rule ({', '.join(able)}), or leave guide empty."
-    )
-  strengths = list(strengths)
-  guided = [w for w in strengths if w != 0]
-  if guided and _chosen(section, "guidance", "rule") is guidance.conditional:
-    raise UserError(
-      f"{where} is {guided[0]:g}, but guidance.rule {section.rule!r} does not guide: use w = 0, or "
-      "another rule."
-    )
-  too_low = [w for w in strengths if w < rule.least]
-  if too_low:
-    raise UserError(
-      f"{where} is {too_low[0]:g}, but guidance.rule {section.rule!r} takes a strength "
-      f"{rule.strength} >= {rule.least:g}: choose a higher one."
-    )
-  if guided and "num_classes" in arguments and config_lib.class_rows(config) == 0:
-    raise UserError(
-      f"guidance.rule {section.rule!r} needs labels, but this network is unconditional: use w = 0, "
-      "or a rule that does not (shifted_level)."
-    )
-  if rule.classifiers:
-    check_guided_by_classifier(config, unconditional="null_label" in arguments)
-  elif "null_label" not in arguments:
-    config_lib.check_conditional(config, strengths)
-  elif rule.unguided is None:
-    config_lib.check_guidable(config, [1.0])  # every strength takes both branches
-  else:
-    config_lib.check_guidable(config, strengths)
-
-
-def check_guided_by_classifier(config: ConfigDict, *, unconditional: bool) -> None:
-  """Raise UserError unless the network has the model, conditional or not, that is to be guided."""
-  if unconditional:
-    config_lib.check_unconditional(config)
-  elif config_lib.class_rows(config) == 0 or config.train.p_uncond == 1:
-    raise UserError(
-      f"guidance.rule {config.guidance.rule!r} guides a conditional model, and this network is "
-      "unconditional: use guidance.rule=classifier_unconditional."
-    )
-
-
-def usable(config: ConfigDict, strengths: Iterable[float]) -> tuple[float, ...]:
-  """Those strengths that `check` lets pass; for pictures, whose others are left out."""
-
-  def passes(w):
-    try:
-      check(config, [w])
-    except UserError:
-      return False
-    return True
-
-  return tuple(w for w in strengths if passes(w))
-
-
-def _rule_arguments(config) -> set[str]:
+def rule_arguments(config) -> set[str]:
   """The names of the arguments of the config's rule."""
-  return _parameters(_chosen(config.guidance, "guidance", "rule"))
+  return arguments(chosen(config.guidance, "guidance", "rule"))
 
 
-def _parameters(constructor: Callable) -> set[str]:
+def arguments(constructor: Callable) -> set[str]:
   """The names of the arguments of a constructor."""
   return set(inspect.signature(constructor).parameters)
 
 
-def _chosen(section, name: str, field: str) -> Callable:
+def chosen(section, name: str, field: str) -> Callable:
   """The constructor that a field of a section chooses."""
   table = CHOICES[name][field]
   if section[field] not in table:
@@ -343,9 +260,9 @@ def _chosen(section, name: str, field: str) -> Callable:
 
 def _construct(section, name: str, field: str, **more):
   """What that constructor makes of the section's fields, and of `more`."""
-  constructor = _chosen(section, name, field)
+  constructor = chosen(section, name, field)
   values = {**section.to_dict(), **more}
-  return constructor(**{key: values[key] for key in _parameters(constructor)})
+  return constructor(**{key: values[key] for key in arguments(constructor)})
 
 
 def _unused(section: Mapping[str, Any], name: str) -> set[str]:
@@ -353,13 +270,13 @@ def _unused(section: Mapping[str, Any], name: str) -> set[str]:
   used: set[str] = set()
   known: set[str] = set()
   for field, table in CHOICES.get(name, {}).items():
-    used |= _parameters(_chosen(section, name, field))
-    known = known.union(*map(_parameters, table.values()))
+    used |= arguments(chosen(section, name, field))
+    known = known.union(*map(arguments, table.values()))
   return known - used
 
 
 def _reads_eps(name: str, section) -> bool:
   """Whether a sampler of that name reads Estimate.eps."""
   constructor = sampling.SAMPLERS[name]
-  values = {key: section[key] for key in _parameters(constructor) if key in section}
+  values = {key: section[key] for key in arguments(constructor) if key in section}
   return constructor(**values).reads_eps

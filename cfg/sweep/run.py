@@ -23,7 +23,7 @@ from cfg.data.dataset import Dataset
 from cfg.features import references, select
 from cfg.features.extractor import Extractor
 from cfg.features.references import Measured
-from cfg.inference import network, program
+from cfg.inference import checks, network, program
 from cfg.inference.generator import Generator
 from cfg.metrics import summary
 from cfg.report import page, table
@@ -210,7 +210,7 @@ def check(config: ConfigDict, *, dataset: Dataset, mesh: Mesh) -> ConfigDict:
     UserError: settings, data or a judge that cannot give the numbers.
   """
   for single, _ in combinations(config):
-    program.check(single, config.sweep.w, where="sweep.w")
+    checks.check(single, config.sweep.w, where="sweep.w")
   settings = check_settings(config.sweep, num_classes=dataset.num_classes, mesh=mesh)
   extractors = select.outlines(config, dataset=dataset)
   for extractor in extractors:

@@ -16,7 +16,7 @@ from cfg.base.errors import UserError
 from cfg.base.progress import Progress
 from cfg.data import pipeline
 from cfg.data.dataset import Dataset
-from cfg.inference import program
+from cfg.inference import checks
 from cfg.interop import weights
 from cfg.models import networks, unet
 from cfg.training.heldout import Heldout
@@ -149,7 +149,7 @@ def check_trainable(config: ConfigDict, *, mesh: jax.sharding.Mesh) -> None:
         )
   else:
     # a rule or a sampler that cannot be is refused even if nothing is drawn while training
-    program.check(config, config.watch.w if config.watch.every_steps else (), where="watch.w")
+    checks.check(config, config.watch.w if config.watch.every_steps else (), where="watch.w")
   sharding.check_batch_size(mesh, "train.batch_size", train.batch_size, parts=train.accumulate)
 
 

@@ -11,7 +11,7 @@ from cfg.base import images, sharding
 from cfg.base.config import ConfigDict
 from cfg.data.dataset import Dataset
 from cfg.guidance import MAIN
-from cfg.inference import network, program
+from cfg.inference import checks, network
 from cfg.inference.generator import Generator
 from cfg.models import unet
 
@@ -37,7 +37,7 @@ class Previews:
     workdir: str | pathlib.Path,
   ) -> None:
     # without label dropout there is nothing to mix, and with nothing else only w = -1
-    usable = functools.partial(program.usable, config)
+    usable = functools.partial(checks.usable, config)
     self.strengths = usable(config.preview.w) or usable((0.0, -1.0))
     self._seed = config.seed
     self._side = dataset.image_shape[0]

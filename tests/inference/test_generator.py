@@ -12,7 +12,7 @@ from cfg import guidance
 from cfg.base import flops, sharding
 from cfg.base.errors import UserError
 from cfg.features.extractor import Extractor, Metric
-from cfg.inference import program
+from cfg.inference import checks, program
 from cfg.inference.generator import Generator
 from cfg.models import unet
 from configs import digits as digits_config
@@ -212,17 +212,17 @@ def test_what_cannot_be_combined_is_refused(config, section, values, words):
   """Before any work: settings that no sampler has, and those that do not go with each other."""
   config[section].update(values)
   with pytest.raises(UserError, match=words):
-    program.check(config, [0.0, 1.0])
+    checks.check(config, [0.0, 1.0])
 
 
 def test_a_rule_that_always_takes_both_branches_needs_both(config):
   """A rule without an unguided form is refused at any strength, 0 too, where one was not learnt."""
   config.sampler.name = "ddim"
   config.train.p_uncond = 0.0
-  program.check(config, [0.0])
+  checks.check(config, [0.0])
   config.guidance.rule = "cfg_plus_plus"
   with pytest.raises(UserError, match="never learnt the unconditional model"):
-    program.check(config, [0.0])
+    checks.check(config, [0.0])
 
 
 def test_facts_are_whole_sections_less_what_is_not_in_use(config):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cfg import diffusion, guidance, sampling, schedules
+from cfg import diffusion, guidance, limits, sampling, schedules
 from cfg.metrics import gauge
 
 STEPS = 256
@@ -49,7 +49,7 @@ def draw(w, c, *, mixture, sampler, count):
     networks={guidance.MAIN: mixture.eps},
     rule=RULE,
     sampler=sampler,
-    limit=sampling.no_limit(),
+    limit=limits.no_limit(),
     keys=keys,
     y=jnp.full(count, c),
     w=w,

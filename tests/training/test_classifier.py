@@ -14,7 +14,7 @@ from cfg.base import checkpoint, flops, trees
 from cfg.base import config as config_lib
 from cfg.base.errors import UserError
 from cfg.data import sources
-from cfg.inference import network, pictures, program
+from cfg.inference import checks, network, pictures
 from cfg.interop import adm, torch_file, weights
 from cfg.metrics import calibration
 from cfg.models import networks, unet
@@ -168,9 +168,9 @@ def test_a_model_without_classes_is_guided_to_those_of_the_classifier(trained, m
   guide_by(config, trained, "classifier_unconditional")
   loaded = network.load_networks(config, workdir=workdir, mesh=mesh1)
   assert network.class_names(loaded) == loaded["guide"].class_names
-  program.check(config, [0.0, 1.0])
+  checks.check(config, [0.0, 1.0])
   with pytest.raises(UserError, match="this network is unconditional: use .*unconditional"):
-    program.check(guide_by(config, trained), [1.0])
+    checks.check(guide_by(config, trained), [1.0])
 
 
 def test_what_cannot_guide_is_refused(trained, data, main, mesh1, tmp_path):
@@ -195,14 +195,14 @@ def test_what_cannot_guide_is_refused(trained, data, main, mesh1, tmp_path):
   with pytest.raises(UserError, match="other classes"):
     network.check_guide(guide, "it is", **{**given, "class_names": ("a", "b")})
   with pytest.raises(UserError, match="needs a second network"):
-    program.check(guide_by(config, ""), [1.0])
+    checks.check(guide_by(config, ""), [1.0])
   with pytest.raises(UserError, match="unconditional"):
-    program.check(guide_by(main(p_uncond=1.0)[0], trained), [0.0])
+    checks.check(guide_by(main(p_uncond=1.0)[0], trained), [0.0])
   for fields in (dict(p_uncond=0.0), dict(class_rows=CLASSES)):
     without = guide_by(main(**fields)[0], trained, "classifier_unconditional")
     with pytest.raises(UserError, match="Guide the conditional model"):
-      program.check(without, [1.0])
-    program.check(guide_by(without, trained), [1.0])
+      checks.check(without, [1.0])
+    checks.check(guide_by(without, trained), [1.0])
 
 
 def test_a_classifier_is_not_sampled_from(trained, data, mesh1, tmp_path, main):

@@ -1,0 +1,92 @@
+"""What the sections guidance, sampler and schedule cannot mean, refused before any work."""
+
+from collections.abc import Iterable
+
+from cfg import guidance, rules
+from cfg.base import config as config_lib
+from cfg.base.config import ConfigDict
+from cfg.base.errors import UserError
+from cfg.inference import program
+
+
+def check(config: ConfigDict, strengths: Iterable[float], *, where: str = "w") -> None:
+  """Refuse, before any work, what the sections guidance, sampler and schedule cannot mean.
+
+  Args:
+    config: of the network to be sampled from, its section model included.
+    strengths: that are asked for.
+    where: the field or flag that they come from.
+
+  Raises:
+    UserError: settings that cannot be combined, a rule that this network cannot be guided by at
+      these strengths, or a second network that is not given, or given for nothing.
+  """
+  if config.train.objective == "classify":
+    raise UserError(
+      "this config is a classifier's (train.objective), which has no samples of its own: train it "
+      "with --mode=train, and guide a diffusion model by it, --config.guidance.rule=classifier "
+      "--config.guidance.guide=WORKDIR."
+    )
+  rule = program.from_config(config, image_shape=(1, 1, 1), null_label=0, networks={}).rule
+  arguments, section = program.rule_arguments(config), config.guidance
+  if "role" in arguments and not section.guide:
+    raise UserError(
+      f"guidance.rule is {section.rule!r}, which needs a second network: give its work directory "
+      "or weights file, --config.guidance.guide=PATH."
+    )
+  if "role" not in arguments and section.guide:
+    able = [name for name, make in rules.RULES.items() if "role" in program.arguments(make)]
+    raise UserError(
+      f"guidance.guide is {section.guide!r}, but guidance.rule {section.rule!r} has no use for a "
+      f"second network: choose another rule ({', '.join(able)}), or leave guide empty."
+    )
+  strengths = list(strengths)
+  guided = [w for w in strengths if w != 0]
+  if guided and program.chosen(section, "guidance", "rule") is guidance.conditional:
+    raise UserError(
+      f"{where} is {guided[0]:g}, but guidance.rule {section.rule!r} does not guide: use w = 0, or "
+      "another rule."
+    )
+  too_low = [w for w in strengths if w < rule.least]
+  if too_low:
+    raise UserError(
+      f"{where} is {too_low[0]:g}, but guidance.rule {section.rule!r} takes a strength "
+      f"{rule.strength} >= {rule.least:g}: choose a higher one."
+    )
+  if guided and "num_classes" in arguments and config_lib.class_rows(config) == 0:
+    raise UserError(
+      f"guidance.rule {section.rule!r} needs labels, but this network is unconditional: use w = 0, "
+      "or a rule that does not (shifted_level)."
+    )
+  if rule.classifiers:
+    check_guided_by_classifier(config, unconditional="null_label" in arguments)
+  elif "null_label" not in arguments:
+    config_lib.check_conditional(config, strengths)
+  elif rule.unguided is None:
+    config_lib.check_guidable(config, [1.0])  # every strength takes both branches
+  else:
+    config_lib.check_guidable(config, strengths)
+
+
+def check_guided_by_classifier(config: ConfigDict, *, unconditional: bool) -> None:
+  """Raise UserError unless the network has the model, conditional or not, that is to be guided."""
+  if unconditional:
+    config_lib.check_unconditional(config)
+  elif config_lib.class_rows(config) == 0 or config.train.p_uncond == 1:
+    raise UserError(
+      f"guidance.rule {config.guidance.rule!r} guides a conditional model, and this network is "
+      "unconditional: use guidance.rule=classifier_unconditional."
+    )
+
+
+def usable(config: ConfigDict, strengths: Iterable[float]) -> tuple[float, ...]:
+  """Those strengths that `check` lets pass; for pictures, whose others are left out."""
+
+  def passes(w):
+    try:
+      check(config, [w])
+    except UserError:
+      return False
+    return True
+
+  return tuple(w for w in strengths if passes(w))
