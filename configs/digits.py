@@ -162,6 +162,9 @@ def get_config():
       batch_size=256,
       seed=0,
       ema=config_dict.placeholder(float),  # None: the first of train.ema_decays
+      # names of config.methods, swept beside each other; the first is what the others are compared
+      # with. Empty: the sections guidance and sampler as they are
+      methods=(),
       # further axes: the sweep goes through every combination. Empty: the sampler's own value, and
       # `ema`
       sampler=(),
@@ -170,12 +173,19 @@ def get_config():
       eta=(),
       spacing=(),
       ema_decays=(),
+      # T is the largest at which a guided sample takes at most so many evaluations of the networks;
+      # None: sampler.num_steps
+      evaluations=config_dict.placeholder(int),
       # Fréchet distances of fewer images than Inception has features: they mean little
       allow_few=False,
       # also Inception's at infinitely many images, where blocks are large enough
       extrapolate=False,
     )
   )
+
+  # what sweep.methods names: {name: {section: {field: its value}}} of the sections guidance and
+  # sampler, and sweep's w (configs/digits_methods.py has some)
+  config.methods = section()
 
   # FID's Inception network, besides the judge
   config.inception = section(

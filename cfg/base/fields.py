@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from cfg.base.errors import UserError
+from cfg.base.errors import UserError, nearest
 from cfg.base.paths import user_path
 
 
@@ -203,12 +203,14 @@ FIELDS: dict[str, Values] = {
   "sweep.batch_size": COUNT,
   "sweep.seed": SEED,
   "sweep.ema": optional(DECAY),
+  "sweep.methods": distinct(several(TEXT)),
   "sweep.sampler": several(TEXT),
   "sweep.num_steps": several(COUNT),
   "sweep.var_interp": several(V),
   "sweep.eta": several(ETA),
   "sweep.spacing": several(TEXT),
   "sweep.ema_decays": several(DECAY),
+  "sweep.evaluations": optional(integer(2, "a number of evaluations for each sample")),
   "sweep.allow_few": FLAG,
   "sweep.extrapolate": FLAG,
   "inception.path": PATH,
@@ -231,6 +233,10 @@ FIELDS: dict[str, Values] = {
 }
 # of any section: how often something is done
 CADENCE = integer(0, "a number of steps")
+# a section of methods by name, and what one may set
+METHODS = "methods"
+METHOD_SECTIONS = ("guidance.", "sampler.")
+METHOD_FIELDS = ("sweep.w",)
 PATHS = tuple(name for name, values in FIELDS.items() if values is PATH)
 # fields that only networks of other origin have (python -m cfg.interop.adm)
 OPTIONAL = (
@@ -243,7 +249,8 @@ OPTIONAL = (
 
 
 def rule(name: str) -> Values | None:
-  """The values that the field `name` may have; None if any."""
+  """The values that the field `name` may have, in a method of a sweep too; None if any."""
+  name = of_method(name)
   return CADENCE if name.endswith("every_steps") else FIELDS.get(name)
 
 
@@ -254,6 +261,30 @@ def leaves(config: ConfigDict, prefix: str = "") -> Iterable[tuple[str, object]]
       yield from leaves(value, f"{prefix}{name}.")
     else:
       yield f"{prefix}{name}", value
+
+
+def of_method(name: str) -> str:
+  """The field that a method of a sweep sets: "methods.plain.sampler.name" is sampler.name."""
+  methods, *parts = name.split(".", maxsplit=2)
+  return parts[1] if methods == METHODS and len(parts) == 2 else name
+
+
+def check_methods(config: ConfigDict) -> None:
+  """Raise UserError for a method of a sweep that sets what no method can, or is not there."""
+  able = [name for name in FIELDS if name.startswith(METHOD_SECTIONS) or name in METHOD_FIELDS]
+  for name, _ in leaves(config.get(METHODS, ConfigDict())):
+    method, _, field = name.partition(".")
+    if field not in able:
+      raise UserError(
+        f"{METHODS}.{method} sets {repr(field) if field else 'no field'}: a method sets fields of "
+        f"guidance and sampler, and sweep.w; {nearest(field, able)}"
+      )
+  known = config.get(METHODS, ())
+  for method in config.get("sweep", {}).get("methods", ()):
+    if method not in known:
+      raise UserError(
+        f"sweep.methods has {method!r}, which config.methods has not: {nearest(method, known)}"
+      )
 
 
 def check_each(config: ConfigDict) -> None:
@@ -282,9 +313,12 @@ def expand_paths(config: ConfigDict) -> None:
     UserError: an address that is no path.
   """
   for name, value in list(leaves(config)):
-    if name in PATHS and value:
-      section, field = name.split(".")
-      config[section][field] = str(user_path(value, name=name))
+    if of_method(name) in PATHS and value:
+      *sections, field = name.split(".")
+      place = config
+      for section in sections:
+        place = place[section]
+      place[field] = str(user_path(value, name=name))
 
 
 def refuse(name: str, value: object, meaning: str) -> None:

@@ -90,8 +90,17 @@ def load_networks(
   """{role: Network} that the config's rule calls: the work directory's, and those of guidance.
 
   Raises:
-    UserError: as `load_network`, and a guide that is not for the same images, or a classifier in a
-      diffusion model's place, or the reverse.
+    UserError: as `load_main` and `with_guides`.
+  """
+  main = load_main(config, workdir=workdir, mesh=mesh, ema=ema)
+  return with_guides(config, main, mesh=mesh)
+
+
+def load_main(config: ConfigDict, *, workdir, mesh: Mesh, ema: float | None = None) -> Network:
+  """The work directory's diffusion model.
+
+  Raises:
+    UserError: as `load_network`, or it is a classifier.
   """
   main = load_network(workdir, config=config, mesh=mesh, ema=ema)
   if main.is_classifier:
@@ -99,6 +108,16 @@ def load_networks(
       f"{str(workdir)!r} holds a classifier, which has no samples of its own: guide a diffusion "
       "model by it, --config.guidance.rule=classifier --config.guidance.guide=WORKDIR."
     )
+  return main
+
+
+def with_guides(config: ConfigDict, main: Network, *, mesh: Mesh) -> dict[str, Network]:
+  """{role: Network} of `main` and those that the config's rule guides it by.
+
+  Raises:
+    UserError: as `load_network`, and a guide that is not for the same images, or a classifier in a
+      diffusion model's place, or the reverse.
+  """
   names = None if has_no_classes(main) else main.class_names
   guides = load_guides(config, mesh=mesh, class_names=names, image_shape=main.image_shape)
   return {MAIN: main, **guides}

@@ -102,3 +102,54 @@ def of_rows(first: Mapping, second: Mapping, metric: Metric, *, paired: bool) ->
     paired=paired,
     better=metric.better,
   )
+
+
+def at_equal(
+  curve: Sequence[Mapping], row: Mapping, *, x: Metric, y: Metric, paired: bool
+) -> Difference | None:
+  """How much larger y is in `row` than on the curve y(x) of the rows `curve`, at the row's own x.
+
+  Strengths of two rules do not mean the same: their curves are compared at equal x, the Inception
+  Score for one. Between its rows a curve is linear; it ends before the first row, in their order,
+  whose x is not above the last's. Each block is left out of the row and of the whole curve.
+
+  Args:
+    curve: rows of metrics.summary, x rising.
+    row: one such row.
+    x: the metric at which they are compared.
+    y: the metric that is compared.
+    paired: whether blocks of one place belong together.
+
+  Returns:
+    None where x lies beyond the curve, or a number or values without each block are not there.
+  """
+  rising = rising_in(curve, x)
+  rows = [*rising, row]
+  if any(r.get(name) is None for r in rows for m in (x, y) for name in (m.key, m.without)):
+    return None
+  across, up = ([r[m.key] for r in rising] for m in (x, y))
+  if not across[0] <= row[x.key] <= across[-1]:
+    return None
+  without = []
+  for i, own in enumerate(row[x.without]):
+    order = np.argsort([r[x.without][i] for r in rising])
+    points = [(rising[j][x.without][i], rising[j][y.without][i]) for j in order]
+    without.append(float(np.interp(own, *np.transpose(points))))
+  return difference(
+    first=float(np.interp(row[x.key], across, up)),
+    second=row[y.key],
+    first_without=without,
+    second_without=row[y.without],
+    paired=paired,
+    better=y.better,
+  )
+
+
+def rising_in(curve: Sequence[Mapping], x: Metric) -> list[Mapping]:
+  """The first rows of a curve, as far as x rises."""
+  rising: list[Mapping] = []
+  for row in curve:
+    if row.get(x.key) is None or rising and row[x.key] <= rising[-1][x.key]:
+      break
+    rising.append(row)
+  return rising

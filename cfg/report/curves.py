@@ -92,7 +92,41 @@ def _against_strength(axes, panel, *, series, real, symbol):
   drawing.place_legend(axes)
 
 
+def write_methods(path, *, series, pairs, real, title) -> None:
+  """One metric against another, a line each method, as the paper's figures compare two.
+
+  Args:
+    path: of the PNG.
+    series: {label: rows}, in the order of their strengths.
+    pairs: [(x, y)] of Metric, a panel each.
+    real: a row of real images, or None.
+    title: of the figure.
+  """
+  columns = min(2, len(pairs))
+  rows = -(-len(pairs) // columns)
+  figure = matplotlib.figure.Figure(
+    figsize=(6.5 * columns, 5 * rows + 1), layout="constrained", dpi=120
+  )
+  axes = figure.subplots(rows, columns, squeeze=False).ravel()
+  for place, (x, y) in zip(axes, pairs):
+    _lines(place, x, y, series=series, real=real)
+    place.grid(alpha=0.25)
+  for place in axes[len(pairs) :]:
+    place.set_visible(False)
+  handles, labels = axes[0].get_legend_handles_labels()
+  figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=9, frameon=False)
+  figure.suptitle(title, fontsize=10)
+  drawing.save(figure, path)
+
+
 def _trade(axes, x, y, *, series, real):
+  _lines(axes, x, y, series=series, real=real)
+  drawing.place_legend(axes)
+  first = next(iter(series.values()))
+  label_strengths(axes, first, _values(first, x)[0], _values(first, y)[0])
+
+
+def _lines(axes, x, y, *, series, real):
   for colour, (label, rows) in zip(drawing.COLOURS * len(series), series.items()):
     across, across_err = _values(rows, x)
     up, up_err = _values(rows, y)
@@ -109,9 +143,6 @@ def _trade(axes, x, y, *, series, real):
   axes.set(xlabel=x.title, ylabel=y.title, title=f"{y.title} against {x.title}")
   axes.locator_params(axis="x", nbins=5)
   axes.set_ylim(bottom=0)
-  drawing.place_legend(axes)
-  first = next(iter(series.values()))
-  label_strengths(axes, first, _values(first, x)[0], _values(first, y)[0])
 
 
 def label_strengths(axes, rows, across, up):

@@ -66,7 +66,11 @@ def strengths(rows: Sequence[Mapping], metrics: Sequence[Metric]) -> list[Compar
 
 
 def variants(rows: Sequence[Mapping], metrics: Sequence[Metric]) -> list[Comparison]:
-  """Each row of a sweep's further variants against the first variant's of the same strength."""
+  """Each row of a sweep's further variants against the first variant's of the same strength; none
+  of methods, whose strengths do not mean the same (report.fronts).
+  """
+  if table.METHOD in table.axes_of(rows):
+    return []
   first, *others = table.by_variant(rows).values()
   baselines = {row["w"]: row for row in first}
   return [
@@ -93,9 +97,11 @@ def to_json(rows: Sequence[Mapping], metrics: Sequence[Metric]) -> list[dict[str
 
 def text(content: Mapping) -> str:
   """The differences of a sweep as aligned text, for each network a table, and how to read them;
-  empty for a single row.
+  empty for a single row, and for several methods, which report.fronts compares.
   """
   rows, metrics = content["rows"], table.from_json(content["metrics"])
+  if table.METHOD in table.axes_of(rows):
+    return ""
   symbol = table.symbol_of(rows)
   parts, compared = [], []
   if found := strengths(rows, metrics):
@@ -124,12 +130,18 @@ def _role_tables(compared, metrics, rows):
       cells = [f"{comparison.row['w']:g}"]
       cells += [str(comparison.row.get(axis.fact, "")) for axis in axes]
       for metric in own:
-        value = comparison.values[metric.key]
-        verdict = ASKED if value.verdict == paired.UNRESOLVED else value.verdict or ""
-        cells += [signed(metric, value.value), table.number(metric, value.err), verdict]
+        cells += cells_of(metric, comparison.values[metric.key])
       lines.append(cells)
     tables.append(table.aligned(lines))
   return tables
+
+
+def cells_of(metric: Metric, value: Difference | None) -> list[str]:
+  """[difference, its error, verdict] as a table has them."""
+  if value is None:
+    return ["-", "", ""]
+  verdict = ASKED if value.verdict == paired.UNRESOLVED else value.verdict or ""
+  return [signed(metric, value.value), table.number(metric, value.err), verdict]
 
 
 def signed(metric: Metric, value: float | None) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 
 from cfg.base import files
 from cfg.metrics.metric import HELDOUT, TRAIN, Metric, fact, roles
-from cfg.report import curves, differences, drawing, grids, table, tilt
+from cfg.report import curves, differences, drawing, fronts, grids, table, tilt
 
 FILES = ("sweep.json", "sweep.csv", "curve.png", "grid.png", "nearest.png")
 
@@ -64,6 +64,7 @@ def write(workdir: pathlib.Path, report: Report) -> dict:
     "rows": rows,
     "references": report.real,
     "differences": differences.to_json(rows, metrics),
+    "fronts": fronts.to_json(rows, metrics),
   }
   if report.paper and report.paper["rows"] and (beside := table.beside_paper(rows, report.paper)):
     content["paper"] = beside
@@ -72,8 +73,10 @@ def write(workdir: pathlib.Path, report: Report) -> dict:
   )
   write_csv(workdir / "sweep.csv", rows)
   write_curve(workdir / "curve.png", content)
+  if fronts.several(rows):
+    write_methods(workdir / "methods.png", content)
   write_information(workdir / "information.png", report.series[0].rows)
-  differing = table.axes_of(rows)
+  differing = table.naming_axes(rows)
   for i, series in enumerate(report.series):
     label = table.label_of(series.rows[0], differing)
     name = table.file_name_of(series.rows[0], differing)
@@ -84,8 +87,15 @@ def write(workdir: pathlib.Path, report: Report) -> dict:
 
 
 def text(content: Mapping) -> str:
-  """The table of a sweep, that of its differences, which one row has not, and its gauge."""
-  parts = (table.table(content), differences.text(content), tilt.text(content))
+  """The table of a sweep, that of its differences, which one row has not, its methods against each
+  other, and its gauge.
+  """
+  parts = (
+    table.table(content),
+    differences.text(content),
+    fronts.text(content),
+    tilt.text(content),
+  )
   return "\n\n".join(filter(None, parts))
 
 
@@ -140,6 +150,22 @@ def write_curve(path: pathlib.Path, content: Mapping) -> None:
     title=f"Classifier-free guidance on {data}: {about['sweep.num_samples']} samples per {symbol}"
     f"{steps}; features of {names}{published}",
     symbol=symbol,
+  )
+
+
+def write_methods(path: pathlib.Path, content: Mapping) -> None:
+  """methods.png: each Fréchet distance against the score of its network, a line each method."""
+  rows, metrics = content["rows"], table.from_json(content["metrics"])
+  about = content["about"]
+  data = drawing.printable(about["main/data"], otherwise="your images")
+  evaluations = sorted({row["nfe"] for row in rows if row["w"] != 0})
+  curves.write_methods(
+    path,
+    series={label: fronts.by_strength(method) for label, method in table.by_variant(rows).items()},
+    pairs=[(score, metric) for score, found in fronts.pairs(metrics) for metric in found],
+    real=next(iter(content["references"]), None),
+    title=f"Methods of guidance on {data}: {about['sweep.num_samples']} samples a point, "
+    f"{evaluations[0]} to {evaluations[-1]} evaluations each where guided, the same noise",
   )
 
 

@@ -32,6 +32,7 @@ class Axis(NamedTuple):
   file: str
 
 
+METHOD = Axis("", "", "method", "method", "{}", "{}")  # of a sweep of several: not a field
 AXES = (
   Axis("sampler", "sampler.name", "sampler.name", "sampler", "{}", "{}"),
   Axis("num_steps", "sampler.num_steps", "sampler.num_steps", "T", "T = {}", "T{}"),
@@ -87,8 +88,15 @@ def from_json(values: Iterable[Mapping]) -> tuple[Metric, ...]:
 
 
 def axes_of(rows: Sequence[Mapping]) -> list[Axis]:
-  """The axes in which rows differ."""
-  return [axis for axis in AXES if len({row.get(axis.fact) for row in rows}) > 1]
+  """The axes in which rows differ, their methods first."""
+  return [axis for axis in (METHOD, *AXES) if len({row.get(axis.fact) for row in rows}) > 1]
+
+
+def naming_axes(rows: Sequence[Mapping]) -> list[Axis]:
+  """Those of `axes_of` that names need: what a method has for all its rows goes without saying."""
+  values = lambda axis: {(row.get(METHOD.fact), row.get(axis.fact)) for row in rows}
+  count = len({row.get(METHOD.fact) for row in rows})
+  return [axis for axis in axes_of(rows) if axis is METHOD or len(values(axis)) > count]
 
 
 def label_of(row: Mapping, axes: Iterable[Axis]) -> str:
@@ -102,10 +110,10 @@ def file_name_of(row: Mapping, axes: Iterable[Axis]) -> str:
 
 
 def by_variant(rows: Sequence[Mapping]) -> dict[str, list]:
-  """{label: rows}: those of one sampler, T, v and average, in the order in which they come; the
-  label says in what they differ.
+  """{label: rows}: those of one method, sampler, T, v and average, in the order in which they come;
+  the label says in what they differ.
   """
-  differing = axes_of(rows)
+  differing = naming_axes(rows)
   groups: dict[str, list] = {}
   for row in rows:
     groups.setdefault(label_of(row, differing), []).append(row)
@@ -210,10 +218,15 @@ def _footnote(content, metrics):
   lines = measured_in(about, metrics)
   if about["sweep.allow_few"]:
     lines.append(f"sweep.allow_few: {FEW}")
-  symbol = symbol_of(content["rows"])
-  if symbol != PAPERS:
-    rule = about["guidance.rule"]
-    lines.append(f"{symbol} is the strength of guidance.rule {rule!r}, not the paper's w.")
+  others = {
+    (row["strength"], row.get("guidance.rule", about.get("guidance.rule")))
+    for row in content["rows"]
+    if symbol_of([row]) != PAPERS
+  }
+  lines += [
+    f"{symbol} is the strength of guidance.rule {rule!r}, not the paper's w."
+    for symbol, rule in sorted(others)
+  ]
   settings = ", ".join(text.format(about[name]) for name, text in SETTINGS.items() if name in about)
   return "\n".join([*lines, f"'real' is the held-out split. {settings}."])
 

@@ -29,13 +29,13 @@ from cfg.metrics import summary
 from cfg.report import page, table
 from cfg.sweep import strength
 from cfg.sweep.provenance import fingerprint, provenance, shared
-from cfg.sweep.variant import Variant, combinations
+from cfg.sweep.variant import Variant, combinations, within_evaluations
 
 log = logging.getLogger(__name__)
 
 
 def sweep(config: ConfigDict, *, dataset: Dataset, mesh: Mesh, workdir) -> dict[str, Any]:
-  """Sample and measure at every config.sweep.w and every combination of the sweep's axes.
+  """Sample and measure every method at its strengths, in every combination of the sweep's axes.
 
   The table and the pictures are written to `workdir`.
 
@@ -56,20 +56,25 @@ def sweep(config: ConfigDict, *, dataset: Dataset, mesh: Mesh, workdir) -> dict[
       dataset.num_classes,
     )
   network.check_data(workdir, dataset=dataset)
-  load = functools.cache(
-    lambda ema: network.load_networks(config, workdir=workdir, mesh=mesh, ema=ema)
-  )
-  drawn = [(single, load(ema)) for single, ema in combinations(config)]
+  load = functools.cache(lambda ema: network.load_main(config, workdir=workdir, mesh=mesh, ema=ema))
+  drawn = [
+    (
+      method,
+      within_evaluations(single),
+      network.with_guides(single, load(single.sweep.ema), mesh=mesh),
+    )
+    for method, single in combinations(config)
+  ]
   extractors = select.extractors(config, dataset=dataset, workdir=workdir)
   measured = references.measure_all(
     config, settings, dataset=dataset, extractors=extractors, mesh=mesh, workdir=workdir
   )
   variants = []
-  for single, networks in drawn:
+  for method, single, networks in drawn:
     facts = provenance(single, settings, networks=networks, measured=measured)
     folder = workdir / "sweep" / fingerprint(facts)
     folder.mkdir(parents=True, exist_ok=True)
-    variants.append(Variant(single, networks, facts, folder))
+    variants.append(Variant(method, single, networks, facts, folder))
   combined = references.combined(measured)
   draw_missing(variants, settings, measured=combined, mesh=mesh)
   return report(variants, settings, measured=combined, dataset=dataset, workdir=workdir)
@@ -84,7 +89,7 @@ def report(
   workdir: pathlib.Path,
 ) -> dict[str, Any]:
   """Write what finished rows say, unless it is there; the content of sweep.json."""
-  rows = [variant.finished(w) for variant in variants for w in settings.w]
+  rows = [variant.finished(w) for variant in variants for w in variant.strengths]
   content = table.read(workdir)
   if (
     content is not None
@@ -97,8 +102,8 @@ def report(
   real = summary.of_reference(measured.heldout, metrics=metrics, train=measured.train)
   series = [
     page.Series(
-      rows=[variant.finished(w) for w in settings.w],
-      pictures={w: files.read_npz(variant.path(w, ".npz"))["images"] for w in settings.w},
+      rows=[variant.finished(w) for w in variant.strengths],
+      pictures={w: files.read_npz(variant.path(w, ".npz"))["images"] for w in variant.strengths},
     )
     for variant in variants
   ]
@@ -119,7 +124,9 @@ def draw_missing(
   variants: Sequence[Variant], settings: ConfigDict, *, measured: Measured, mesh: Mesh
 ) -> None:
   """Draw, measure and write every row that is not there, with one compilation for each Variant."""
-  missing = [(variant, w) for variant in variants for w in settings.w if variant.row(w) is None]
+  missing = [
+    (variant, w) for variant in variants for w in variant.strengths if variant.row(w) is None
+  ]
   cost = lambda variant, w: sum(program.nfe(variant.program.at(w)).values())
   total = settings.num_samples * sum(cost(variant, w) for variant, w in missing)
   done = 0
@@ -209,14 +216,33 @@ def check(config: ConfigDict, *, dataset: Dataset, mesh: Mesh) -> ConfigDict:
   Raises:
     UserError: settings, data or a judge that cannot give the numbers.
   """
-  for single, _ in combinations(config):
-    checks.check(single, config.sweep.w, where="sweep.w")
+  if config.sweep.evaluations is not None and config.sweep.num_steps:
+    raise UserError(
+      "sweep.evaluations and sweep.num_steps both say how many steps there are: leave one empty."
+    )
+  for method, single in combinations(config):
+    where = f"methods.{method}.sweep.w" if method else "sweep.w"
+    check_strengths(single.sweep.w, where=where)
+    checks.check(within_evaluations(single), single.sweep.w, where=where)
   settings = check_settings(config.sweep, num_classes=dataset.num_classes, mesh=mesh)
   extractors = select.outlines(config, dataset=dataset)
   for extractor in extractors:
     check_numbers(settings, extractor, num_classes=dataset.num_classes)
   references.check(config, settings, dataset=dataset, extractors=extractors)
   return settings
+
+
+def check_strengths(strengths: Sequence[float], *, where: str) -> None:
+  """Raise UserError unless there are strengths, each w >= -1 and none twice."""
+  if (
+    not strengths
+    or any(not np.isfinite(w) or w < -1 for w in strengths)
+    or len(set(strengths)) != len(strengths)
+  ):
+    raise UserError(
+      f"{where} is {tuple(strengths)}: give distinct strengths w >= -1 (w = 0 is unguided, scale "
+      f"= 1 + w)."
+    )
 
 
 def check_settings(settings: ConfigDict, *, num_classes: int, mesh: Mesh) -> ConfigDict:
@@ -226,15 +252,6 @@ def check_settings(settings: ConfigDict, *, num_classes: int, mesh: Mesh) -> Con
     UserError: settings that no sweep could have.
   """
   sharding.check_batch_size(mesh, "sweep.batch_size", settings.batch_size)
-  if (
-    not settings.w
-    or any(not np.isfinite(w) or w < -1 for w in settings.w)
-    or len(set(settings.w)) != len(settings.w)
-  ):
-    raise UserError(
-      f"sweep.w is {tuple(settings.w)}: give distinct strengths w >= -1 (w = 0 is unguided, scale "
-      f"= 1 + w)."
-    )
   if settings.num_blocks < 2 or settings.num_samples < 1:
     raise UserError(
       f"sweep.num_samples is {settings.num_samples} with {settings.num_blocks} blocks: errors need "

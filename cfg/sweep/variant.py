@@ -1,4 +1,4 @@
-"""What a sweep goes through besides w: every combination of its axes."""
+"""What a sweep goes through besides w: its methods, each with every combination of its axes."""
 
 import dataclasses
 import itertools
@@ -7,7 +7,9 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from cfg.base import fields
 from cfg.base.config import ConfigDict
+from cfg.base.errors import UserError
 from cfg.guidance import MAIN
 from cfg.inference import network, program
 from cfg.inference.network import Network
@@ -19,12 +21,14 @@ class Variant:
   """Everything but w.
 
   Attributes:
-    config: with one sampler.
+    method: its name among the config's methods; "" where there are none.
+    config: with one rule and one sampler.
     networks: {role: Network}.
     provenance: of its rows.
     folder: of its rows.
   """
 
+  method: str
   config: ConfigDict
   networks: Mapping[str, Network]
   provenance: Mapping[str, Any]
@@ -34,6 +38,11 @@ class Variant:
   def program(self) -> program.Program:
     """What draws."""
     return network.make_program(self.config, self.networks)
+
+  @property
+  def strengths(self) -> tuple[float, ...]:
+    """Those that are asked of it."""
+    return tuple(self.config.sweep.w)
 
   @property
   def num_classes(self) -> int:
@@ -55,25 +64,73 @@ class Variant:
     """The row of strength w, which is there."""
     row = self.row(w)
     assert row is not None, w
-    return row
+    # a name changes no sample: the file of a row does not have it
+    return {**({table.METHOD.fact: self.method} if self.method else {}), **row}
 
 
-def combinations(config: ConfigDict) -> Iterator[tuple[ConfigDict, float | None]]:
-  """(config of one sampler, decay of the average) for each combination of the sweep's axes.
+def combinations(config: ConfigDict) -> Iterator[tuple[str, ConfigDict]]:
+  """(name of the method, its config with one sampler and one average) for each combination of the
+  sweep's axes.
 
   Of those that draw the same samples, as DDIM's of several v, the first.
+
+  Raises:
+    UserError: two methods draw the same samples.
   """
-  choices = [tuple(config.sweep[axis.field]) or (_own(config, axis),) for axis in table.AXES]
-  seen = set()
-  for values in itertools.product(*choices):
-    single = config.copy_and_resolve_references()
-    for axis, value in zip(table.AXES, values, strict=True):
-      section, name = axis.setting.split(".")
-      single[section][name] = value
-    key = json.dumps([program.facts(single), single.sweep.ema], sort_keys=True)
-    if key not in seen:
-      seen.add(key)
-      yield single, single.sweep.ema
+  seen: dict[str, str] = {}
+  for method, changed in methods(config):
+    choices = [tuple(config.sweep[axis.field]) or (_own(changed, axis),) for axis in table.AXES]
+    for values in itertools.product(*choices):
+      count = len(seen)
+      single = changed.copy_and_resolve_references()
+      for axis, value in zip(table.AXES, values, strict=True):
+        section, name = axis.setting.split(".")
+        single[section][name] = value
+      # another checkpoint of the guide is another method, though its place is no fact
+      guide = {name: single.guidance[name] for name in single.guidance if "guide" in name}
+      key = json.dumps([program.facts(single), single.sweep.ema, guide], sort_keys=True)
+      if seen.setdefault(key, method) != method:
+        raise UserError(
+          f"sweep.methods has {seen[key]!r} and {method!r}, which draw the same samples: leave one "
+          "out, or change a field of config.methods."
+        )
+      if len(seen) > count:
+        yield method, single
+
+
+def methods(config: ConfigDict) -> Iterator[tuple[str, ConfigDict]]:
+  """(name, the config with what it sets) of sweep.methods; ("", the config) where that is empty."""
+  if not config.sweep.methods:
+    yield "", config
+  for method in config.sweep.methods:
+    changed = config.copy_and_resolve_references()
+    for name, value in fields.leaves(config[fields.METHODS][method]):
+      section, field = name.split(".")
+      with changed[section].ignore_type():
+        changed[section][field] = value
+    yield method, changed
+
+
+def within_evaluations(config: ConfigDict) -> ConfigDict:
+  """The config with the largest sampler.num_steps at which a guided sample takes no more than
+  sweep.evaluations; where that is None, as it is.
+
+  Raises:
+    UserError: two steps already take more.
+  """
+  most = config.sweep.evaluations
+  if most is None:
+    return config
+  fitting = config.copy_and_resolve_references()
+  for num_steps in range(most, 1, -1):
+    fitting.sampler.num_steps = num_steps
+    drawing = program.from_config(fitting, image_shape=(1, 1, 1), null_label=0, networks={})
+    if sum(program.nfe(drawing).values()) <= most:
+      return fitting
+  raise UserError(
+    f"sweep.evaluations is {most}: two steps of sampler.name {config.sampler.name!r} with "
+    f"guidance.rule {config.guidance.rule!r} take more. Raise it."
+  )
 
 
 def _own(config, axis):

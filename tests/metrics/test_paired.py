@@ -204,3 +204,56 @@ def test_what_rows_lack():
   assert paired.of_rows({"fid": None}, kept, fid, paired=True) == paired.Difference(None)
   assert paired.of_rows({"fid": 1.5}, kept, fid, paired=True) == paired.Difference(0.5)
   assert paired.of_rows(kept, kept, fid, paired=True).err == 0
+
+
+X = Metric("x", "IS", "judge", "score", "higher")
+Y = Metric("y", "FID", "judge", "frechet", "lower")
+
+
+def point(x, y, *, spread=0.0):
+  """A row whose numbers are without each of 5 blocks what they are, but for `spread` times those of
+  a fixed draw.
+  """
+  noise = np.random.default_rng(int(1000 * x)).normal(size=(2, 5)) * spread
+  without = {"x_without": x + noise[0], "y_without": y + noise[1]}
+  return {"x": x, "y": y, **{name: list(a) for name, a in without.items()}}
+
+
+def test_at_equal_score_a_point_on_the_curve_has_no_difference():
+  """A row that lies on a line between two rows of the curve has difference 0; above it, its height;
+  a row of the curve itself is 0 with no error, however noisy, as its blocks are the same.
+  """
+  curve = [point(1, 3), point(2, 1), point(3, 2)]
+  found = lambda x, y: paired.at_equal(curve, point(x, y), x=X, y=Y, paired=True)
+  assert found(1.5, 2).value == pytest.approx(0)
+  assert found(2.5, 2).value == pytest.approx(0.5)
+  assert found(2.5, 2).verdict == "worse" and found(2.5, 1).verdict == "better"
+  noisy = [point(1, 3, spread=0.1), point(2, 1, spread=0.1), point(3, 2, spread=0.1)]
+  same = paired.at_equal(noisy, noisy[1], x=X, y=Y, paired=True)
+  assert same.value == 0 and same.err == pytest.approx(0, abs=1e-12)
+  assert same.verdict == "not resolved"
+
+
+def test_at_equal_score_the_error_has_that_of_the_score():
+  """Of a row whose x alone is noisy the error is the curve's slope times that of x; of one whose y
+  alone is, that of y.
+  """
+  curve = [point(0, 0), point(10, 30)]
+  row = point(5, 15)
+  jitter = np.array([-2.0, -1, 0, 1, 2])
+  for name, slope in (("x_without", 3), ("y_without", 1)):
+    changed = {**row, name: list(5 + jitter) if name[0] == "x" else list(15 + jitter)}
+    got = paired.at_equal(curve, changed, x=X, y=Y, paired=True)
+    assert got.err == pytest.approx(slope * scores.jackknife_error(jitter))
+
+
+def test_at_equal_score_a_curve_ends_where_its_score_does():
+  """Beyond the curve there is nothing to say; where the score no longer rises with the strength the
+  curve is over, so that it has one y at each x.
+  """
+  curve = [point(1, 3), point(2, 1), point(2, 9), point(4, 9)]
+  find = lambda x: paired.at_equal(curve, point(x, 1), x=X, y=Y, paired=True)
+  assert find(0.9) is None and find(2.1) is None
+  assert find(2).value == pytest.approx(0)
+  without = {name: value for name, value in point(1.5, 1).items() if name != "y_without"}
+  assert paired.at_equal(curve, without, x=X, y=Y, paired=True) is None
