@@ -91,10 +91,10 @@ def sample(run):
 
 def export(run):
   """--mode=export."""
-  from cfg.inference import network
+  from cfg.inference import weights_file
 
   out = out_path() or run.workdir / "weights.safetensors"
-  exported = network.export(run.workdir, out, ema=EMA.value)
+  exported = weights_file.export(run.workdir, out, ema=EMA.value, half=HALF.value)
   print(
     f"{out}: the EMA of decay {exported.ema_decay:g} at step {exported.step}, hash "
     f"{exported.weights_sha256[:12]}"
@@ -151,6 +151,7 @@ OUT = flags.DEFINE_string(
   "sample: folder for the pictures; default <workdir>/samples/w<w>_seed<seed>. export: the file; "
   "default <workdir>/weights.safetensors.",
 )
+HALF = flags.DEFINE_bool("half", False, "export: in float16, in half the space.")
 DISTRIBUTED = flags.DEFINE_bool(
   "distributed",
   False,

@@ -1,7 +1,6 @@
 """The digits, guided in every way: the paper's curve beside those of other methods.
 
 Commands:
-  # the same as `bash launch/digits_methods.sh`
   python -m cfg.main --config=configs/digits_classifier.py --mode=train
   python -m cfg.main --config=configs/digits_methods.py --workdir=runs/digits
 
@@ -23,20 +22,20 @@ def get_config():
   config.sweep.evaluations = 64
   weak = dict(rule="second_network", guide=EARLIER, guide_step=200)
   config.methods = {
-    "classifier-free": dict(sweep=dict(w=(0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0))),
-    "classifier-free, DDIM": dict(
+    "classifier_free": dict(sweep=dict(w=(0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0))),
+    "classifier_free_ddim": dict(
       sampler=dict(name="ddim"), sweep=dict(w=(0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0))
     ),
     "classifier": dict(
       guidance=dict(rule="classifier", guide=CLASSIFIER),
       sweep=dict(w=(0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 4.0)),
     ),
-    "low temperature": dict(
+    "low_temperature": dict(
       guidance=dict(rule="temporal_rescaling", data_std=0.4),
       sweep=dict(w=(0.0, 0.1, 0.2, 0.5, 1.0, 2.0)),
     ),
     # of deterministic samplers alone
-    "truncation, DDIM": dict(
+    "truncation_ddim": dict(
       guidance=dict(rule="truncation"),
       sampler=dict(name="ddim"),
       sweep=dict(w=(0.0, 0.25, 0.5, 0.75, 1.0, 2.0)),
@@ -48,12 +47,12 @@ def get_config():
   }
   # the first is what the others are compared with
   config.sweep.methods = (
-    "classifier-free",
+    "classifier_free",
     "classifier",
-    "low temperature",
+    "low_temperature",
     "interval",
     "autoguidance",
-    "classifier-free, DDIM",
-    "truncation, DDIM",
+    "classifier_free_ddim",
+    "truncation_ddim",
   )
   return config

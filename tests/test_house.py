@@ -24,7 +24,7 @@ INSIDE = {
   "training": (
     "loop; heldout previews quick_metrics step_log dry_run; step throughput; state objective"
   ),
-  "inference": "pictures workdir_config; generator network checks; program",
+  "inference": "pictures weights_file workdir_config; generator network checks; program",
   "report": "page; fronts; differences tilt curves grids; table drawing",
   "features": (
     "references; reference_files select; judge_files; placed; inception judge cifar_resnet; "

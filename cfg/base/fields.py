@@ -274,6 +274,11 @@ def check_methods(config: ConfigDict) -> None:
   able = [name for name in FIELDS if name.startswith(METHOD_SECTIONS) or name in METHOD_FIELDS]
   for name, _ in leaves(config.get(METHODS, ConfigDict())):
     method, _, field = name.partition(".")
+    if not method.isidentifier():
+      raise UserError(
+        f"config.methods has {method!r}: its names are made of letters, digits and _, so that the "
+        "command line can say them."
+      )
     if field not in able:
       raise UserError(
         f"{METHODS}.{method} sets {repr(field) if field else 'no field'}: a method sets fields of "

@@ -381,19 +381,3 @@ def check_params(params, *, model, image_shape, path):
       f"{len(wrong)} differ, "
       f"{name} first ({theirs.get(name, 'absent')}, expected {ours.get(name, 'none')})."
     )
-
-
-def export(path, out, *, ema=None):
-  """Write the averaged parameters of a work directory to the .safetensors file `out`.
-
-  Returns:
-    The Network.
-  """
-  out = pathlib.Path(out)
-  if out.suffix != ".safetensors" or not out.parent.is_dir():
-    raise UserError(
-      f"--out={str(out)!r}: give a file name that ends in .safetensors, in a folder that is there."
-    )
-  network = load_network(path, ema=ema)
-  weights.write(out, params=jax.device_get(network.params), meta=network.meta)
-  return network

@@ -38,13 +38,16 @@ def save(path, params, *, metadata):
 
 
 def read(path):
-  """(params, meta) of a file that `write` made; bit-identical.
+  """(params, meta) of a file that `write` made: bit-identical, but for float16, which is float32
+  here.
 
   Raises:
     UserError: not such a file, or damaged.
   """
   with _opened(path) as (file, meta):
-    return trees.unflatten({name: file.get_tensor(name) for name in file.keys()}), meta
+    arrays = {name: file.get_tensor(name) for name in file.keys()}
+    whole = lambda a: a.astype(np.float32) if a.dtype == np.float16 else a
+    return trees.unflatten({name: whole(a) for name, a in arrays.items()}), meta
 
 
 def read_meta(path):

@@ -18,7 +18,7 @@ from adm_reference import Reference, Variant
 from cfg.base import checkpoint, optim, sharding, trees
 from cfg.base import config as config_lib
 from cfg.base.errors import UserError
-from cfg.inference import network, pictures, program
+from cfg.inference import network, pictures, program, weights_file
 from cfg.interop import adm, torch_file, weights
 from cfg.models import unet
 from cfg.sweep import run as sweep
@@ -126,21 +126,41 @@ def test_weights_round_trip(workdir, tmp_path):
   """
   path, expected = workdir
   out = tmp_path / "net.safetensors"
-  network.export(path, out)
+  weights_file.export(path, out)
   original, again = network.load_network(path), network.load_network(out)
   assert again.weights_sha256 == original.weights_sha256 == expected
   jax.tree.map(np.testing.assert_array_equal, again.params, original.params)
   assert again.meta == original.meta and again.class_names == original.class_names
   assert again.config.to_dict() == original.config.to_dict() and again.model == original.model
-  other = network.export(path, tmp_path / "other.safetensors", ema=0.5)
+  other = weights_file.export(path, tmp_path / "other.safetensors", ema=0.5)
   assert other.ema_decay == 0.5 and other.weights_sha256 != expected
   with pytest.raises(UserError, match="holds the EMA of decay 0.5 alone"):
     network.load_network(tmp_path / "other.safetensors", ema=0.99)
   with pytest.raises(UserError, match="of step 3 alone, not 2"):
     network.load_network(tmp_path / "other.safetensors", step=2)
   with pytest.raises(UserError, match="ends in .safetensors"):
-    network.export(path, tmp_path / "net.npz")
+    weights_file.export(path, tmp_path / "net.npz")
   assert sorted(p.name for p in tmp_path.iterdir()) == ["net.safetensors", "other.safetensors"]
+
+
+def test_weights_in_half_the_space(workdir, tmp_path):
+  """In float16 every parameter is the nearest that it has, in half the space; what is read is
+  float32, and the hash that of what is read. Parameters beyond float16 are refused.
+  """
+  path, expected = workdir
+  whole, half = tmp_path / "whole.safetensors", tmp_path / "half.safetensors"
+  original = weights_file.export(path, whole)
+  exported = weights_file.export(path, half, half=True)
+  again = network.load_network(half)
+  assert exported.weights_sha256 == again.weights_sha256 != expected
+  assert half.stat().st_size < 0.6 * whole.stat().st_size
+  for a, b in zip(jax.tree.leaves(original.params), jax.tree.leaves(again.params), strict=True):
+    assert b.dtype == np.float32
+    np.testing.assert_array_equal(np.asarray(a).astype(np.float16).astype(np.float32), b)
+  params, meta = weights.read(whole)
+  weights.write(whole, params=jax.tree.map(lambda a: np.full_like(a, 1e8), params), meta=meta)
+  with pytest.raises(UserError, match="more than float16"):
+    weights_file.export(whole, half, half=True)
 
 
 def test_damaged_and_foreign_weights(workdir, tmp_path):
@@ -149,7 +169,7 @@ def test_damaged_and_foreign_weights(workdir, tmp_path):
   """
   path, _ = workdir
   good, bad = tmp_path / "good.safetensors", tmp_path / "bad.safetensors"
-  network.export(path, good)
+  weights_file.export(path, good)
   bad.write_bytes(good.read_bytes()[:1000])
   with pytest.raises(UserError, match="missing or damaged"):
     network.load_network(bad)

@@ -60,7 +60,7 @@ def test_every_method_has_its_evaluations(method):
   assert 62 <= evaluations(fitting) <= 64
   fitting.sampler.num_steps += 1
   assert evaluations(fitting) > 64
-  expected = {"classifier-free": 32, "low temperature": 64, "truncation, DDIM": 64}
+  expected = {"classifier_free": 32, "low_temperature": 64, "truncation_ddim": 64}
   assert fitting.sampler.num_steps - 1 == expected.get(method, fitting.sampler.num_steps - 1)
 
 
@@ -84,6 +84,18 @@ def test_what_no_method_is_is_refused(method, word):
   """By name, with what would do."""
   with pytest.raises(UserError, match=word):
     config_lib.check_values(config_with(plain={}, other=method))
+
+
+def test_names_of_methods_are_words():
+  """The command line could not set a field of any other; and a name must be there."""
+  config = digits_config.get_config()
+  config.methods = {"two words": dict(sampler=dict(name="ddim"))}
+  with pytest.raises(UserError, match="'two words'"):
+    config_lib.check_values(config)
+  config = config_with(plain=dict(sampler=dict(name="ddim")))
+  config.sweep.methods = ("plian",)
+  with pytest.raises(UserError, match="'plian'.* did you mean 'plain'"):
+    config_lib.check_values(config)
 
 
 def test_paths_of_methods_are_those_that_are_meant(monkeypatch):

@@ -17,7 +17,7 @@ from cfg.data import sources
 from cfg.features import extractor as extractor_lib
 from cfg.features import references, select
 from cfg.features.placed import PlacedExtractor, each
-from cfg.inference import generator, network
+from cfg.inference import generator, network, weights_file
 from cfg.interop import inception as inception_files
 from cfg.metrics import pairwise, scores, statistics
 from cfg.models import inception as inception_lib
@@ -277,7 +277,7 @@ def test_devices_and_batches_change_nothing(done, data, mesh8, tmp_path):
   nearly.
   """
   workdir, content = done
-  network.export(workdir, tmp_path / "weights.safetensors")
+  weights_file.export(workdir, tmp_path / "weights.safetensors")
   (tmp_path / "judge.npz").write_bytes((workdir / "judge.npz").read_bytes())
   config = small_config()
   config.sweep.update(batch_size=24, w=(1.0,))

@@ -14,7 +14,7 @@ from cfg.base import checkpoint, flops, trees
 from cfg.base import config as config_lib
 from cfg.base.errors import UserError
 from cfg.data import sources
-from cfg.inference import checks, network, pictures
+from cfg.inference import checks, network, pictures, weights_file
 from cfg.interop import adm, torch_file, weights
 from cfg.metrics import calibration
 from cfg.models import networks, unet
@@ -153,7 +153,7 @@ def test_samples_are_guided_by_a_work_directory(trained, main, mesh1, tmp_path):
 def test_a_sweep_is_guided_by_a_file(trained, data, main, mesh1, tmp_path):
   """An exported classifier guides a sweep; its row names it."""
   file = tmp_path / "guide.safetensors"
-  exported = network.export(trained, file)
+  exported = weights_file.export(trained, file)
   config, workdir = main()
   guide_by(config, file).sweep.update(w=(1.0,), num_samples=60, num_blocks=2, batch_size=16)
   config.judge.update(num_steps=3, ch=4, feature_dim=4, min_accuracy=0.0)
@@ -216,7 +216,7 @@ def test_a_classifier_is_not_sampled_from(trained, data, mesh1, tmp_path, main):
   with pytest.raises(UserError, match=use):
     sweep.check(config, dataset=data, mesh=mesh1)
   file = tmp_path / "as_main.safetensors"
-  network.export(trained, file)
+  weights_file.export(trained, file)
   with pytest.raises(UserError, match=f"holds a classifier.*{use}"):
     network.load_networks(base_config(), workdir=file, mesh=mesh1)
   for section in ("preview", "watch"):
