@@ -35,7 +35,7 @@ def export(path, out, *, ema: float | None = None, half: bool = False) -> Networ
   params = jax.device_get(opened.params)
   if half:
     largest = max(float(np.abs(a).max()) for a in jax.tree.leaves(params))
-    if largest > np.finfo(np.float16).max:
+    if largest > float(np.finfo(np.float16).max):
       raise UserError(
         f"--half: a parameter of {str(path)!r} is {largest:g}, more than float16 can hold: leave "
         "--half out."

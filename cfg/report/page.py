@@ -159,13 +159,14 @@ def write_methods(path: pathlib.Path, content: Mapping) -> None:
   about = content["about"]
   data = drawing.printable(about["main/data"], otherwise="your images")
   evaluations = sorted({row["nfe"] for row in rows if row["w"] != 0})
+  most = f" to {evaluations[-1]}" if len(evaluations) > 1 else ""
   curves.write_methods(
     path,
     series={label: fronts.by_strength(method) for label, method in table.by_variant(rows).items()},
     pairs=[(score, metric) for score, found in fronts.pairs(metrics) for metric in found],
     real=next(iter(content["references"]), None),
     title=f"Methods of guidance on {data}: {about['sweep.num_samples']} samples a point, "
-    f"{evaluations[0]} to {evaluations[-1]} evaluations each where guided, the same noise",
+    f"{evaluations[0]}{most} evaluations each where guided, the same noise",
   )
 
 

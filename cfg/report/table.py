@@ -136,7 +136,8 @@ def one_line(row: Mapping, metrics: Iterable[Metric]) -> str:
     for metric in metrics
     if metric.against == TRAIN and row.get(metric.key) is not None
   )
-  return f"{strength_text(row)}: {numbers}"
+  method = f"{row[METHOD.fact]}, " if METHOD.fact in row else ""
+  return f"{method}{strength_text(row)}: {numbers}"
 
 
 def table(content: Mapping) -> str:
