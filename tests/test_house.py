@@ -37,7 +37,9 @@ INSIDE = {
   "models": "networks; unet classifier; backbone; layers; inception judge cifar_resnet",
   "data": "prepare pipeline; sources; tfds; preparing; records recipes decode synthetic dataset",
   "data.preparing": "inputs; class_folders; cifar10 dataset_json imagenet; trees; parts layout",
-  "metrics": "summary reference; paired gauge; scores pairwise calibration; statistics; metric",
+  "metrics": (
+    "summary reference; paired gauge meter; scores pairwise calibration; statistics; metric"
+  ),
   "base": (
     "config; cli checkpoint images sharding logs pickles fields; defaults; files trees runtime "
     "optim flops paths progress; errors"
