@@ -24,8 +24,8 @@ INSIDE = {
   "training": (
     "loop; heldout previews quick_metrics step_log dry_run; step throughput; state objective"
   ),
-  "inference": "pictures weights_file workdir_config; generator network checks; program",
   "report": "page; fronts; differences tilt curves grids; table drawing",
+  "inference": "pictures weights_file workdir_config; meter; generator network checks; program",
   "features": (
     "references; reference_files select; judge_files; placed; inception judge cifar_resnet; "
     "extractor"

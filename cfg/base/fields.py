@@ -107,6 +107,7 @@ V = number("the paper's v, between 0 and 1", least=0, most=1)
 ETA = number("a share in [0, 1]", least=0, most=1)
 STRENGTH = number("finite and at least -1 (w = 0 is unguided, scale = 1 + w)", least=-1)
 STRENGTHS = several(STRENGTH, least=1)
+INTERVAL = word("none", "meter")
 CH = Values(
   lambda value: is_integer(value) and value >= 4 and value % 2 == 0, "an even number, at least 4"
 )
@@ -164,6 +165,10 @@ FIELDS: dict[str, Values] = {
   "heldout.num_images": integer(0, "a whole number, 0 for all"),
   "heldout.batch_size": COUNT,
   "heldout.seed": SEED,
+  "meter.num_levels": integer(0, "a number of parts of the log-SNR, 0 for no meter"),
+  "meter.num_images": integer(0, "a whole number, 0 for all"),
+  "meter.batch_size": COUNT,
+  "meter.seed": SEED,
   "preview.w": STRENGTHS,
   "preview.num_classes": COUNT,
   "preview.num_per_class": COUNT,
@@ -175,6 +180,7 @@ FIELDS: dict[str, Values] = {
   "guidance.guide_step": optional(integer(0, "a step, at least 0")),
   "guidance.logsnr_min": optional(FINITE),
   "guidance.logsnr_max": optional(FINITE),
+  "guidance.interval": INTERVAL,
   "guidance.ramp": TEXT,
   "guidance.momentum": FINITE,
   "guidance.norm_limit": optional(POSITIVE),
@@ -211,6 +217,7 @@ FIELDS: dict[str, Values] = {
   "sweep.spacing": several(TEXT),
   "sweep.ema_decays": several(DECAY),
   "sweep.evaluations": optional(integer(2, "a number of evaluations for each sample")),
+  "sweep.interval": several(INTERVAL),
   "sweep.allow_few": FLAG,
   "sweep.extrapolate": FLAG,
   "inception.path": PATH,

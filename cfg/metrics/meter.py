@@ -111,10 +111,25 @@ def summarise(
   return summary
 
 
-def by_level(values: np.ndarray) -> tuple[list, list]:
-  """Means and standard errors over the images of [N,L] in each part, as JSON values."""
-  mean, err = mean_and_error(values)
-  return _json(mean), _json(err)
+def directions(*, numbers: np.ndarray, edges: np.ndarray) -> dict[str, Any]:
+  """{name: [L]}: means over the images, in each part of the log-SNR, of what two gradients of one
+  log-probability are: their norms, the cosine of the angle between them, the angle in degrees.
+
+  Args:
+    numbers: [N,L,3], the norm of the classifier's, of the implicit one's, and the cosine.
+    edges: [L+1] log-SNRs of the parts.
+
+  Returns:
+    "classifier_norm", "implicit_norm", "cosine" and "angle", each with its standard error
+    ("cosine_err"); "logsnr", the edges.
+  """
+  numbers = np.asarray(numbers, np.float64)
+  angle = np.degrees(np.arccos(np.clip(numbers[..., 2], -1, 1)))
+  summary: dict[str, Any] = {"logsnr": np.asarray(edges, np.float64).tolist()}
+  columns = [*np.moveaxis(numbers, -1, 0), angle]
+  for name, values in zip(("classifier_norm", "implicit_norm", "cosine", "angle"), columns):
+    summary |= _described(name, mean_and_error(values))
+  return summary
 
 
 def _described(name, values):
