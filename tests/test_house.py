@@ -24,8 +24,8 @@ INSIDE = {
   "training": (
     "loop; heldout previews quick_metrics step_log dry_run; step throughput; state objective"
   ),
-  "report": "page; fronts; differences tilt curves grids; table drawing",
   "inference": "pictures weights_file workdir_config; meter; generator network checks; program",
+  "report": "page; fronts; differences tilt meter curves grids levels; table drawing",
   "features": (
     "references; reference_files select; judge_files; placed; inception judge cifar_resnet; "
     "extractor"
@@ -60,7 +60,7 @@ HOMES = {
   "tensorboardX": {"base.logs"},
   "tqdm": {"base.progress"},
   "PIL": {"data", "base.images"},
-  "matplotlib": {"report.drawing", "report.curves", "report.grids"},
+  "matplotlib": {"report.drawing", "report.curves", "report.grids", "report.levels"},
   "sklearn": {"data.sources"},
   "tensorflow_datasets": {"data.tfds"},
   "scipy": {"data", "metrics.paired"},

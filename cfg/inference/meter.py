@@ -9,7 +9,7 @@ import hashlib
 import json
 import logging
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -26,6 +26,7 @@ from cfg.base.progress import Progress
 from cfg.data import pipeline
 from cfg.data.dataset import Dataset
 from cfg.guidance import MAIN
+from cfg.inference import checks
 from cfg.inference.network import Network
 from cfg.inference.program import GUIDE
 from cfg.metrics import meter
@@ -232,13 +233,10 @@ class Meter:
     return {f"meter/{name}": summary[name] for name in names if summary[name] is not None}
 
 
-def has_branches(config: ConfigDict) -> bool:
-  """Whether the network of a config learnt to estimate the noise with a label and without."""
-  try:
-    config_lib.check_guidable(config, [1.0])
-  except UserError:
-    return False
-  return config.train.objective == "denoise"
+def of_networks(networks: Iterable[Network], **given) -> dict[str, dict[str, Any]]:
+  """{weights_sha256: `of_network`} of those that have one; the same weights are measured once."""
+  found = {network.weights_sha256: of_network(network, **given) for network in networks}
+  return {name: content for name, content in found.items() if content is not None}
 
 
 def of_network(
@@ -247,7 +245,7 @@ def of_network(
   """The meter of a network, kept in `workdir`; None where config.meter.num_levels is 0, or where
   the network has one branch alone.
   """
-  if not config.meter.num_levels or not has_branches(network.config):
+  if not config.meter.num_levels or not checks.has_branches(network.config):
     return None
   own = network.config.copy_and_resolve_references()
   own.meter = config.meter
@@ -261,6 +259,16 @@ def of_network(
   )
 
 
+def of_classifiers(several: Iterable[Mapping[str, Network]], **given) -> list[dict[str, Any]]:
+  """`of_classifier` of each pair of networks that has one, once."""
+  found: dict[str, dict[str, Any]] = {}
+  for networks in several:
+    content = of_classifier(networks, **given)
+    if content is not None:
+      found.setdefault(json.dumps(content["about"], sort_keys=True), content)
+  return list(found.values())
+
+
 def of_classifier(
   networks: Mapping[str, Network], *, config: ConfigDict, dataset: Dataset, mesh: Mesh, workdir
 ) -> dict[str, Any] | None:
@@ -270,7 +278,7 @@ def of_classifier(
   main, guide = networks[MAIN], networks.get(GUIDE)
   if guide is None or not guide.is_classifier:
     return None
-  if not config.meter.num_levels or not has_branches(main.config):
+  if not config.meter.num_levels or not checks.has_branches(main.config):
     return None
 
   def measure():
@@ -294,6 +302,35 @@ def of_classifier(
   about = identity(main, config, dataset=dataset)
   about["guide/weights_sha256"] = guide.weights_sha256
   return _kept_or_made(workdir, about, measure, what="the implicit classifier")
+
+
+def resolved(config: ConfigDict, content: Mapping[str, Any] | None) -> ConfigDict:
+  """The config, guidance.logsnr_max the level at which M2 reaches its end if guidance.interval is
+  "meter".
+
+  Args:
+    config: of one sampler.
+    content: the meter of the network that is sampled from, or None.
+
+  Raises:
+    UserError: no meter, or one that sees nothing.
+  """
+  if config.guidance.interval != "meter":
+    return config
+  if content is None:
+    raise UserError(
+      "guidance.interval is 'meter', but these weights have not been measured: sweep them first "
+      "(--mode=sweep), or give the interval, guidance.interval='none' with guidance.logsnr_max."
+    )
+  if content["end_level"] is None:
+    raise UserError(
+      f"guidance.interval is 'meter', but M2 of these weights is {content['M2']:.2g} nats, which "
+      "cannot be told from 0: there is no level at which it ends. Train for longer, use more "
+      "images (meter.num_images), or give the interval, guidance.logsnr_max."
+    )
+  own = config.copy_and_resolve_references()
+  own.guidance.logsnr_max = content["end_level"]
+  return own
 
 
 def identity(network: Network, config: ConfigDict, *, dataset: Dataset | None) -> dict[str, Any]:
