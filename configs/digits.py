@@ -190,7 +190,6 @@ def get_config():
       # T is the largest at which a guided sample takes at most so many evaluations of the networks;
       # None: sampler.num_steps
       evaluations=config_dict.placeholder(int),
-      interval=(),
       # Fréchet distances of fewer images than Inception has features: they mean little
       allow_few=False,
       # also Inception's at infinitely many images, where blocks are large enough

@@ -107,7 +107,6 @@ V = number("the paper's v, between 0 and 1", least=0, most=1)
 ETA = number("a share in [0, 1]", least=0, most=1)
 STRENGTH = number("finite and at least -1 (w = 0 is unguided, scale = 1 + w)", least=-1)
 STRENGTHS = several(STRENGTH, least=1)
-INTERVAL = word("none", "meter")
 CH = Values(
   lambda value: is_integer(value) and value >= 4 and value % 2 == 0, "an even number, at least 4"
 )
@@ -180,7 +179,7 @@ FIELDS: dict[str, Values] = {
   "guidance.guide_step": optional(integer(0, "a step, at least 0")),
   "guidance.logsnr_min": optional(FINITE),
   "guidance.logsnr_max": optional(FINITE),
-  "guidance.interval": INTERVAL,
+  "guidance.interval": word("none", "meter"),
   "guidance.ramp": TEXT,
   "guidance.momentum": FINITE,
   "guidance.norm_limit": optional(POSITIVE),
@@ -217,7 +216,6 @@ FIELDS: dict[str, Values] = {
   "sweep.spacing": several(TEXT),
   "sweep.ema_decays": several(DECAY),
   "sweep.evaluations": optional(integer(2, "a number of evaluations for each sample")),
-  "sweep.interval": several(INTERVAL),
   "sweep.allow_few": FLAG,
   "sweep.extrapolate": FLAG,
   "inception.path": PATH,

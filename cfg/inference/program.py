@@ -138,8 +138,8 @@ def from_config(
   """
   if config.guidance.interval == "meter" and config.guidance.logsnr_max is None:
     raise UserError(
-      "guidance.interval is 'meter', which only a sweep can measure, of a trained network: use "
-      "sweep.interval, or --mode=sweep and then --mode=sample."
+      "guidance.interval is 'meter', which is of a trained network that was measured: use it with "
+      "--mode=sweep, and then --mode=sample."
     )
   rule = make_rule(config, null_label=null_label)
   sampler, limit, logsnr = make_sampler(config)

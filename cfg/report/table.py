@@ -39,9 +39,6 @@ AXES = (
   Axis("var_interp", "sampler.var_interp", "sampler.var_interp", "v", "v = {:g}", "v{:g}"),
   Axis("eta", "sampler.eta", "sampler.eta", "eta", "eta = {:g}", "eta{:g}"),
   Axis("spacing", "sampler.spacing", "sampler.spacing", "spacing", "levels in {}", "{}"),
-  Axis(
-    "interval", "guidance.interval", "guidance.interval", "interval", "interval {}", "interval_{}"
-  ),
   Axis("ema_decays", "sweep.ema", "main/ema_decay", "EMA", "EMA {:g}", "EMA{:g}"),
 )
 

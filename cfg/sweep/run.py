@@ -59,11 +59,7 @@ def sweep(config: ConfigDict, *, dataset: Dataset, mesh: Mesh, workdir) -> dict[
   network.check_data(workdir, dataset=dataset)
   load = functools.cache(lambda ema: network.load_main(config, workdir=workdir, mesh=mesh, ema=ema))
   drawn = [
-    (
-      method,
-      within_evaluations(single),
-      network.with_guides(single, load(single.sweep.ema), mesh=mesh),
-    )
+    (method, single, network.with_guides(single, load(single.sweep.ema), mesh=mesh))
     for method, single in combinations(config)
   ]
   extractors = select.extractors(config, dataset=dataset, workdir=workdir)
@@ -71,11 +67,12 @@ def sweep(config: ConfigDict, *, dataset: Dataset, mesh: Mesh, workdir) -> dict[
     config, settings, dataset=dataset, extractors=extractors, mesh=mesh, workdir=workdir
   )
   given = dict(config=config, dataset=dataset, mesh=mesh, workdir=workdir)
-  meters = meter.of_networks([networks[MAIN] for _, networks in drawn], **given)
-  directions = meter.of_classifiers([networks for _, networks in drawn], **given)
+  meters = meter.of_networks([networks[MAIN] for *_, networks in drawn], **given)
+  directions = meter.of_classifiers([networks for *_, networks in drawn], **given)
   variants = []
   for method, single, networks in drawn:
     single = meter.resolved(single, meters.get(networks[MAIN].weights_sha256))
+    single = within_evaluations(single)
     facts = provenance(single, settings, networks=networks, measured=measured)
     folder = workdir / "sweep" / fingerprint(facts)
     folder.mkdir(parents=True, exist_ok=True)
@@ -242,7 +239,8 @@ def check(config: ConfigDict, *, dataset: Dataset, mesh: Mesh) -> ConfigDict:
   for method, single in combinations(config):
     where = f"methods.{method}.sweep.w" if method else "sweep.w"
     check_strengths(single.sweep.w, where=where)
-    checks.check(within_evaluations(single), single.sweep.w, where=where)
+    checks.check(single, single.sweep.w, where=where)
+    within_evaluations(checks.with_some_interval(single))
   settings = check_settings(config.sweep, num_classes=dataset.num_classes, mesh=mesh)
   extractors = select.outlines(config, dataset=dataset)
   for extractor in extractors:

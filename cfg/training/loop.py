@@ -163,8 +163,8 @@ def check_meter(config: ConfigDict) -> None:
       if config[section].every_steps:
         raise UserError(
           "guidance.interval is 'meter', which is of a trained network, but "
-          f"{section}.every_steps draws while it trains: sweep it instead, "
-          "--config.sweep.interval='(\"meter\",)', or set that to 0."
+          f"{section}.every_steps draws while it trains: set that to 0, or make the interval a "
+          "method of the sweep (config.methods)."
         )
   if not config.meter.every_steps:
     return
