@@ -125,7 +125,7 @@ def branches(
   Args:
     eps_fn: the network.
     z: [B,H,W,C].
-    logsnr: a scalar.
+    logsnr: a scalar, or [B].
     y: [B] labels.
     other_y: those of the other branch, [B] or one for all: the null label.
     other_logsnr: the level that the other branch is told, a scalar; None: the same.

@@ -64,7 +64,7 @@ def classifier(*, role: str) -> Rule:
     def guided(z, logsnr, memory):
       level = jnp.full(z.shape[:1], logsnr)
       cond = networks[MAIN](z, level, y)
-      term = _classifier_term(networks[role], z=z, level=level, y=y)
+      term = classifier_term(networks[role], z=z, level=level, y=y)
       return Guided(cond - expand(w, z) * term, aux={"gap": squared_norm(term)}), memory
 
     return guided
@@ -96,7 +96,7 @@ def classifier_unconditional(*, role: str, null_label: int) -> Rule:
     def guided(z, logsnr, memory):
       level = jnp.full(z.shape[:1], logsnr)
       uncond = networks[MAIN](z, level, jnp.full_like(y, null_label))
-      term = _classifier_term(networks[role], z=z, level=level, y=y)
+      term = classifier_term(networks[role], z=z, level=level, y=y)
       return Guided(uncond - (1 + expand(w, z)) * term, aux={"gap": squared_norm(term)}), memory
 
     return guided
@@ -105,8 +105,15 @@ def classifier_unconditional(*, role: str, null_label: int) -> Rule:
   return Rule(nothing, apply, calls, classifiers=(role,))
 
 
-def _classifier_term(log_prob_fn: LogProbFn, *, z: Array, level: Array, y: Array) -> Array:
-  """sigma grad_z log p(y | z), which is eps_uncond - eps_cond of an exact classifier."""
+def classifier_term(log_prob_fn: LogProbFn, *, z: Array, level: Array, y: Array) -> Array:
+  """sigma grad_z log p(y | z), which is eps_uncond - eps_cond of an exact classifier.
+
+  Args:
+    log_prob_fn: of the classifier.
+    z: [B,H,W,C].
+    level: [B] log-SNRs.
+    y: [B] labels.
+  """
   # a sample's own log p alone depends on it, so that the sum's gradient is each one's
   gradient = jax.grad(lambda z: jnp.sum(log_prob_fn(z, level, y)))(z)
   return expand(diffusion.sigma(level), z) * gradient

@@ -95,6 +95,18 @@ def get_config():
   config.heldout = section(
     dict(every_steps=200, num_bins=8, num_images=0, batch_size=64, seed=0)  # 0 images: all
   )
+  # what the two branches know of held-out images, of which each is noised at a level in each of
+  # num_levels equal parts of the log-SNR (cfg.metrics.meter): before a sweep, once, and while
+  # training
+  config.meter = section(
+    dict(
+      every_steps=0,
+      num_levels=56,  # 0: it is not measured
+      num_images=1000,  # evenly spaced; 0: all
+      batch_size=512,  # noised images at once
+      seed=0,
+    )
+  )
   # pictures of the same noises at these strengths while training
   config.preview = section(dict(every_steps=200, w=(0.0, 2.0), num_classes=10, num_per_class=6))
 
@@ -120,6 +132,8 @@ def get_config():
       # guided at these log-SNRs alone, one branch elsewhere; None: no end
       logsnr_min=config_dict.placeholder(float),
       logsnr_max=config_dict.placeholder(float),
+      # "meter": logsnr_max is the level at which the meter has seen all; "none": as given above
+      interval="none",
       # of "projected"
       momentum=0.0,
       norm_limit=config_dict.placeholder(float),  # None: none

@@ -24,8 +24,8 @@ INSIDE = {
   "training": (
     "loop; heldout previews quick_metrics step_log dry_run; step throughput; state objective"
   ),
-  "inference": "pictures weights_file workdir_config; generator network checks; program",
-  "report": "page; fronts; differences tilt curves grids; table drawing",
+  "inference": "pictures weights_file workdir_config; meter; generator network checks; program",
+  "report": "page; fronts; differences tilt meter curves grids levels; table drawing",
   "features": (
     "references; reference_files select; judge_files; placed; inception judge cifar_resnet; "
     "extractor"
@@ -37,7 +37,9 @@ INSIDE = {
   "models": "networks; unet classifier; backbone; layers; inception judge cifar_resnet",
   "data": "prepare pipeline; sources; tfds; preparing; records recipes decode synthetic dataset",
   "data.preparing": "inputs; class_folders; cifar10 dataset_json imagenet; trees; parts layout",
-  "metrics": "summary reference; paired gauge; scores pairwise calibration; statistics; metric",
+  "metrics": (
+    "summary reference; paired gauge meter; scores pairwise calibration; statistics; metric"
+  ),
   "base": (
     "config; cli checkpoint images sharding logs pickles fields; defaults; files trees runtime "
     "optim flops paths progress; errors"
@@ -58,7 +60,7 @@ HOMES = {
   "tensorboardX": {"base.logs"},
   "tqdm": {"base.progress"},
   "PIL": {"data", "base.images"},
-  "matplotlib": {"report.drawing", "report.curves", "report.grids"},
+  "matplotlib": {"report.drawing", "report.curves", "report.grids", "report.levels"},
   "sklearn": {"data.sources"},
   "tensorflow_datasets": {"data.tfds"},
   "scipy": {"data", "metrics.paired"},

@@ -27,6 +27,7 @@ def check(config: ConfigDict, strengths: Iterable[float], *, where: str = "w") -
       "with --mode=train, and guide a diffusion model by it, --config.guidance.rule=classifier "
       "--config.guidance.guide=WORKDIR."
     )
+  config = with_some_interval(config)
   rule = program.from_config(config, image_shape=(1, 1, 1), null_label=0, networks={}).rule
   arguments, section = program.rule_arguments(config), config.guidance
   if "role" in arguments and not section.guide:
@@ -77,6 +78,47 @@ def check_guided_by_classifier(config: ConfigDict, *, unconditional: bool) -> No
       f"guidance.rule {config.guidance.rule!r} guides a conditional model, and this network is "
       "unconditional: use guidance.rule=classifier_unconditional."
     )
+
+
+def with_some_interval(config: ConfigDict) -> ConfigDict:
+  """The config, with some end of its interval where the meter is to give it: so that the rest can
+  be checked before it is measured.
+
+  Raises:
+    UserError: the meter cannot give one.
+  """
+  section = config.guidance
+  if section.interval != "meter":
+    return config
+  for name in ("logsnr_min", "logsnr_max"):
+    if section[name] is not None:
+      raise UserError(
+        f"guidance.interval is 'meter', which finds the interval itself, but guidance.{name} is "
+        f"{section[name]:g}: leave out one of the two."
+      )
+  if not config.meter.num_levels:
+    raise UserError(
+      "guidance.interval is 'meter', but meter.num_levels is 0, which is no meter: set it to 56, "
+      "or leave guidance.interval 'none'."
+    )
+  if not has_branches(config):
+    raise UserError(
+      "guidance.interval is 'meter', but the network never learnt to estimate the noise both with "
+      "a label and without (model.class_rows, train.p_uncond): give the interval, "
+      "guidance.logsnr_max."
+    )
+  some = config.copy_and_resolve_references()
+  some.guidance.logsnr_max = config.schedule.logsnr_max
+  return some
+
+
+def has_branches(config: ConfigDict) -> bool:
+  """Whether the network of a config learnt to estimate the noise with a label and without."""
+  try:
+    config_lib.check_guidable(config, [1.0])
+  except UserError:
+    return False
+  return config.train.objective == "denoise"
 
 
 def usable(config: ConfigDict, strengths: Iterable[float]) -> tuple[float, ...]:

@@ -10,7 +10,7 @@ import numpy as np
 from cfg.base import files, images, sharding
 from cfg.base.errors import UserError, nearest
 from cfg.guidance import MAIN
-from cfg.inference import checks, network, program
+from cfg.inference import checks, meter, network, program
 from cfg.inference.generator import Generator
 from cfg.report import drawing, grids, table
 
@@ -108,6 +108,7 @@ def sample(config, *, mesh, workdir, labels, num, w, seed, ema=None, out=None):
   checks.check(config, [w])
   networks = network.load_networks(config, workdir=workdir, mesh=mesh, ema=ema)
   main = networks[MAIN]
+  config = meter.resolved(config, meter.kept(main, config, workdir=workdir))
   names = network.class_names(networks)
   chosen = parse_labels(labels, names) or list(range(min(len(names), MOST_DEFAULT_CLASSES)))
   index = np.tile(np.arange(num), len(chosen))

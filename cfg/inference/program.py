@@ -136,6 +136,11 @@ def from_config(
   Raises:
     UserError: settings that no sampler has, or that cannot be combined.
   """
+  if config.guidance.interval == "meter" and config.guidance.logsnr_max is None:
+    raise UserError(
+      "guidance.interval is 'meter', which is of a trained network that was measured: use it with "
+      "--mode=sweep, and then --mode=sample."
+    )
   rule = make_rule(config, null_label=null_label)
   sampler, limit, logsnr = make_sampler(config)
   _check_combination(config, rule, sampler)

@@ -14,7 +14,7 @@ import numpy as np
 
 from cfg.base import files
 from cfg.metrics.metric import HELDOUT, TRAIN, Metric, fact, roles
-from cfg.report import curves, differences, drawing, fronts, grids, table, tilt
+from cfg.report import curves, differences, drawing, fronts, grids, levels, meter, table, tilt
 
 FILES = ("sweep.json", "sweep.csv", "curve.png", "grid.png", "nearest.png")
 
@@ -39,6 +39,8 @@ class Report:
     real: rows of real images judged the same way.
     dataset: data.dataset.Dataset.
     paper: the config's section of published numbers, or None.
+    meters: of the networks that were sampled from (inference.meter).
+    directions: and how the classifiers that guide them compare with the implicit ones.
   """
 
   series: Sequence[Series]
@@ -47,6 +49,8 @@ class Report:
   real: Sequence[Mapping]
   dataset: Any
   paper: Any = None
+  meters: Sequence[Mapping] = ()
+  directions: Sequence[Mapping] = ()
 
   @property
   def rows(self) -> list[dict]:
@@ -65,6 +69,8 @@ def write(workdir: pathlib.Path, report: Report) -> dict:
     "references": report.real,
     "differences": differences.to_json(rows, metrics),
     "fronts": fronts.to_json(rows, metrics),
+    "meters": list(report.meters),
+    "implicit_classifier": list(report.directions),
   }
   if report.paper and report.paper["rows"] and (beside := table.beside_paper(rows, report.paper)):
     content["paper"] = beside
@@ -76,6 +82,7 @@ def write(workdir: pathlib.Path, report: Report) -> dict:
   if fronts.several(rows):
     write_methods(workdir / "methods.png", content)
   write_information(workdir / "information.png", report.series[0].rows)
+  write_levels(workdir, report)
   differing = table.naming_axes(rows)
   for i, series in enumerate(report.series):
     label = table.label_of(series.rows[0], differing)
@@ -88,13 +95,14 @@ def write(workdir: pathlib.Path, report: Report) -> dict:
 
 def text(content: Mapping) -> str:
   """The table of a sweep, that of its differences, which one row has not, its methods against each
-  other, and its gauge.
+  other, and its gauge, and its networks' meters.
   """
   parts = (
     table.table(content),
     differences.text(content),
     fronts.text(content),
     tilt.text(content),
+    meter.text(content),
   )
   return "\n\n".join(filter(None, parts))
 
@@ -183,6 +191,26 @@ def write_information(path: pathlib.Path, rows: Sequence[Mapping]) -> None:
       },
       bound=math.log(len(measured[0]["information_by_class"])),
       title="half the integral of |eps_cond - eps_uncond|^2 along the samples' paths",
+    )
+
+
+def write_levels(workdir: pathlib.Path, report: Report) -> None:
+  """meter.png and implicit_classifier.png of what was measured at each level; no file of what was
+  not.
+  """
+  data = drawing.printable(report.about["main/data"], otherwise="your images")
+  if report.meters:
+    levels.write_meter(
+      workdir / "meter.png",
+      meters=meter.labelled(report.meters),
+      title=f"What the branches know of {report.meters[0]['num_images']} held-out images of {data}",
+    )
+  if report.directions:
+    levels.write_directions(
+      workdir / "implicit_classifier.png",
+      directions=report.directions[0],
+      title="A classifier's gradient and the implicit classifier's, on "
+      f"{report.directions[0]['num_images']} noised held-out images of {data}",
     )
 
 

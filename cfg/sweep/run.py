@@ -9,7 +9,7 @@ import functools
 import itertools
 import logging
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,8 @@ from cfg.data.dataset import Dataset
 from cfg.features import references, select
 from cfg.features.extractor import Extractor
 from cfg.features.references import Measured
-from cfg.inference import checks, network, program
+from cfg.guidance import MAIN
+from cfg.inference import checks, meter, network, program
 from cfg.inference.generator import Generator
 from cfg.metrics import summary
 from cfg.report import page, table
@@ -58,26 +59,34 @@ def sweep(config: ConfigDict, *, dataset: Dataset, mesh: Mesh, workdir) -> dict[
   network.check_data(workdir, dataset=dataset)
   load = functools.cache(lambda ema: network.load_main(config, workdir=workdir, mesh=mesh, ema=ema))
   drawn = [
-    (
-      method,
-      within_evaluations(single),
-      network.with_guides(single, load(single.sweep.ema), mesh=mesh),
-    )
+    (method, single, network.with_guides(single, load(single.sweep.ema), mesh=mesh))
     for method, single in combinations(config)
   ]
   extractors = select.extractors(config, dataset=dataset, workdir=workdir)
   measured = references.measure_all(
     config, settings, dataset=dataset, extractors=extractors, mesh=mesh, workdir=workdir
   )
+  given = dict(config=config, dataset=dataset, mesh=mesh, workdir=workdir)
+  meters = meter.of_networks([networks[MAIN] for *_, networks in drawn], **given)
+  directions = meter.of_classifiers([networks for *_, networks in drawn], **given)
   variants = []
   for method, single, networks in drawn:
+    single = meter.resolved(single, meters.get(networks[MAIN].weights_sha256))
+    single = within_evaluations(single)
     facts = provenance(single, settings, networks=networks, measured=measured)
     folder = workdir / "sweep" / fingerprint(facts)
     folder.mkdir(parents=True, exist_ok=True)
     variants.append(Variant(method, single, networks, facts, folder))
   combined = references.combined(measured)
   draw_missing(variants, settings, measured=combined, mesh=mesh)
-  return report(variants, settings, measured=combined, dataset=dataset, workdir=workdir)
+  return report(
+    variants,
+    settings,
+    measured=combined,
+    dataset=dataset,
+    workdir=workdir,
+    by_level={"meters": list(meters.values()), "directions": directions},
+  )
 
 
 def report(
@@ -87,13 +96,19 @@ def report(
   measured: Measured,
   dataset: Dataset,
   workdir: pathlib.Path,
+  by_level: Mapping[str, Sequence[Mapping]],
 ) -> dict[str, Any]:
-  """Write what finished rows say, unless it is there; the content of sweep.json."""
+  """Write what finished rows say, unless it is there; the content of sweep.json.
+
+  `by_level` is what was measured at each level, as page.Report has it.
+  """
   rows = [variant.finished(w) for variant in variants for w in variant.strengths]
   content = table.read(workdir)
   if (
     content is not None
     and content["rows"] == rows
+    and content.get("meters") == by_level["meters"]
+    and content.get("implicit_classifier") == by_level["directions"]
     and all((workdir / name).exists() for name in page.FILES)
   ):
     log.info("the sweep is complete: %s", workdir / "sweep.json")
@@ -116,6 +131,7 @@ def report(
       real=[{"name": "real held-out images", **real}],
       dataset=dataset,
       paper=variants[0].config.paper,
+      **by_level,
     ),
   )
 
@@ -223,7 +239,8 @@ def check(config: ConfigDict, *, dataset: Dataset, mesh: Mesh) -> ConfigDict:
   for method, single in combinations(config):
     where = f"methods.{method}.sweep.w" if method else "sweep.w"
     check_strengths(single.sweep.w, where=where)
-    checks.check(within_evaluations(single), single.sweep.w, where=where)
+    checks.check(single, single.sweep.w, where=where)
+    within_evaluations(checks.with_some_interval(single))
   settings = check_settings(config.sweep, num_classes=dataset.num_classes, mesh=mesh)
   extractors = select.outlines(config, dataset=dataset)
   for extractor in extractors:

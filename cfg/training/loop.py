@@ -17,6 +17,7 @@ from cfg.base.progress import Progress
 from cfg.data import pipeline
 from cfg.data.dataset import Dataset
 from cfg.inference import checks
+from cfg.inference.meter import Meter
 from cfg.interop import weights
 from cfg.models import networks, unet
 from cfg.training.heldout import Heldout
@@ -132,6 +133,7 @@ def check_trainable(config: ConfigDict, *, mesh: jax.sharding.Mesh) -> None:
     "train.log_every_steps": (0, "a number of steps, 0 for never"),
     "train.checkpoint_every_steps": (0, "a number of steps, 0 for the end alone"),
     "heldout.every_steps": (0, "a number of steps, 0 for never"),
+    "meter.every_steps": (0, "a number of steps, 0 for never"),
     "preview.every_steps": (0, "a number of steps, 0 for never"),
     "watch.every_steps": (0, "a number of steps, 0 for never"),
   }
@@ -141,16 +143,37 @@ def check_trainable(config: ConfigDict, *, mesh: jax.sharding.Mesh) -> None:
         f"{name} is {given[name]}: it must be {meaning}. Set it with --config.{name}=..."
       )
   if train.objective == "classify":
-    for section in ("preview", "watch"):
+    for section in ("preview", "watch", "meter"):
       if config[section].every_steps:
         raise UserError(
           f"{section}.every_steps is {config[section].every_steps}, but this config trains a "
-          f"classifier (train.objective), which has no samples: set it to 0."
+          f"classifier (train.objective), which has no samples and no branches: set it to 0."
         )
   else:
+    check_meter(config)
     # a rule or a sampler that cannot be is refused even if nothing is drawn while training
     checks.check(config, config.watch.w if config.watch.every_steps else (), where="watch.w")
   sharding.check_batch_size(mesh, "train.batch_size", train.batch_size, parts=train.accumulate)
+
+
+def check_meter(config: ConfigDict) -> None:
+  """Raise UserError if the meter cannot be used while training as the config says."""
+  if config.guidance.interval == "meter":
+    for section in ("preview", "watch"):
+      if config[section].every_steps:
+        raise UserError(
+          "guidance.interval is 'meter', which is of a trained network, but "
+          f"{section}.every_steps draws while it trains: set that to 0, or make the interval a "
+          "method of the sweep (config.methods)."
+        )
+  if not config.meter.every_steps:
+    return
+  if not config.meter.num_levels or not checks.has_branches(config):
+    raise UserError(
+      f"meter.every_steps is {config.meter.every_steps}, but there is nothing to measure: it needs "
+      "meter.num_levels above 0, and a network with both branches (train.p_uncond above 0 and "
+      "below 1). Set it to 0."
+    )
 
 
 def _train_from(config, *, model, dataset, mesh, workdir, checkpoints):
@@ -247,6 +270,10 @@ def make_watches(config, *, model, dataset, mesh, workdir, metrics_log):
     heldout = Heldout(config, **given)
     act = lambda params, step: metrics_log.scalars(step, heldout(params))
     watches.append((config.heldout.every_steps, act))
+  if config.meter.every_steps:
+    meter = Meter(config, **given)
+    act = lambda params, step: metrics_log.scalars(step, meter.scalars(params))
+    watches.append((config.meter.every_steps, act))
   if config.watch.every_steps:
     quick = QuickMetrics(config, **given, workdir=workdir)
     act = lambda params, step: metrics_log.scalars(step, quick(params))

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import itertools
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from PIL import Image
 
 from cfg.base.errors import UserError
 from cfg.data import dataset as dataset_lib
-from cfg.inference import generator, pictures
+from cfg.inference import generator, pictures, program
 from cfg.report import page, table
 from cfg.sweep import provenance, run, variant
 from cfg.training import loop
@@ -51,6 +52,7 @@ def small_config():
     )
   )
   config.heldout.update(dict(every_steps=6, num_images=40, batch_size=20, num_bins=4))
+  config.meter.update(every_steps=3, num_levels=4, num_images=20)
   config.preview.update(dict(every_steps=6, num_per_class=1))
   config.sampler.num_steps = 4
   config.sweep.update(dict(w=(0.0, 1.0), num_samples=100, num_blocks=2, batch_size=40))
@@ -121,10 +123,18 @@ def test_everything_is_there(done):
   assert difference["fid"]["value"] == rows[1]["fid"] - rows[0]["fid"]
   records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
   assert {r["step"] for r in records if "loss" in r} == {2, 4, 6}
-  assert {"heldout/loss_cond", "heldout/loss_null"} <= records[-1].keys() and len(
-    records[-1]
-  ) == 1 + 2 * 5
-  for name in ("curve.png", "grid.png", "nearest.png", "information.png"):
+  (held,) = (r for r in records if "heldout/loss_cond" in r)
+  assert "heldout/loss_null" in held and len(held) == 1 + 2 * 5
+  # what the branches know, of the network that was swept and while it was trained
+  (meter,) = content["meters"]
+  assert meter["about"]["main/weights_sha256"] == rows[0]["main/weights_sha256"]
+  assert meter["evaluations"] == {"main": 2 * 20 * 4} and meter["num_images"] == 20
+  assert "What the network's branches know:" in text and "160 network evaluations" in text
+  logged = {r["step"]: r for r in records if "meter/M1" in r}
+  assert logged.keys() == {3, 6}
+  for name in ("M1", "M1_err", "M2", "M2_err", "M1_minus_M2", "M2_plus_log_p"):
+    assert logged[6][f"meter/{name}"] == pytest.approx(meter[name], rel=1e-3, abs=1e-6)
+  for name in ("curve.png", "grid.png", "nearest.png", "information.png", "meter.png"):
     assert np.asarray(Image.open(workdir / name)).std() > 0
 
 
@@ -310,6 +320,40 @@ def test_samples_of_chosen_classes(done, mesh1, tmp_path):
   assert np.abs(picture(out, 1, 1) - swept).max() <= 1
   with pytest.raises(UserError, match="no EMA of decay 0.7"):
     pictures.sample(config, mesh=mesh1, workdir=workdir, labels=[], num=1, w=0.0, seed=0, ema=0.7)
+
+
+def test_an_interval_from_the_meter(done, digits, mesh1, tmp_path):
+  """A method with guidance.interval="meter" is guided up to the level where M2 ends, which its rows
+  say, beside plain guidance; so are samples. Without a meter samples are refused, and so are
+  previews while the network trains.
+  """
+  workdir = tmp_path / "run"
+  shutil.copytree(done[0], workdir)
+  path, *_ = (
+    path
+    for path in (workdir / "meter").iterdir()
+    if json.loads(path.read_text()) == done[1]["meters"][0]
+  )
+  path.write_text(json.dumps({**done[1]["meters"][0], "end_level": 1.0}))
+  config = small_config()
+  config.methods = {"plain": {}, "meter": {"guidance": {"interval": "meter"}}}
+  config.sweep.update(methods=("plain", "meter"), w=(1.0,))
+  plain, guided = run.sweep(config, dataset=digits, mesh=mesh1, workdir=workdir)["rows"]
+  assert plain["fid"] == done[1]["rows"][1]["fid"] and plain["guidance.logsnr_max"] is None
+  assert guided["guidance.logsnr_max"] == 1.0 and guided["guidance.interval"] == "meter"
+  below = int(np.sum(program.make_sampler(config)[2] < 1.0))
+  assert guided["nfe"] == 4 + below < plain["nfe"] and guided["fid"] != plain["fid"]
+  alone = small_config()
+  alone.guidance.interval = "meter"
+  given = dict(mesh=mesh1, workdir=workdir, labels=["1"], num=1, w=1.0, seed=0)
+  out = pictures.sample(alone, **given, out=tmp_path / "a")
+  about = json.loads((out / "samples.json").read_text())["about"]
+  assert about["guidance.logsnr_max"] == 1.0 and about["nfe"] == guided["nfe"]
+  path.unlink()
+  with pytest.raises(UserError, match="have not been measured"):
+    pictures.sample(alone, **given)
+  with pytest.raises(UserError, match="preview.every_steps draws while it trains"):
+    loop.train(alone, dataset=digits, mesh=mesh1, workdir=workdir)
 
 
 @pytest.mark.smoke

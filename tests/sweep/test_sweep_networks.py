@@ -49,6 +49,7 @@ def small_config():
     batch_size=16, num_steps=2, ema_decays=(0.9, 0.1), log_every_steps=2, checkpoint_every_steps=2
   )
   config.heldout.update(every_steps=2, num_images=16, batch_size=16, num_bins=2)
+  config.meter.num_levels = 0
   config.preview.update(every_steps=2, num_classes=1, num_per_class=1, w=(0.0,))
   config.sampler.num_steps = 3
   config.sweep.update(w=(0.0, 1.0), num_samples=60, num_blocks=2, batch_size=16)

@@ -36,6 +36,7 @@ def base_config():
   config.model.update(ch=8, emb_ch=16, norm_groups=4, ch_mult=(1,), attn_resolutions=())
   config.train.update(batch_size=16)
   config.heldout.update(num_images=16, batch_size=16, num_bins=4)
+  config.meter.num_levels = 0
   config.preview.every_steps = 0
   return config
 
@@ -157,7 +158,14 @@ def test_a_sweep_is_guided_by_a_file(trained, data, main, mesh1, tmp_path):
   config, workdir = main()
   guide_by(config, file).sweep.update(w=(1.0,), num_samples=60, num_blocks=2, batch_size=16)
   config.judge.update(num_steps=3, ch=4, feature_dim=4, min_accuracy=0.0)
-  (row,) = sweep.sweep(config, dataset=data, mesh=mesh1, workdir=workdir)["rows"]
+  config.meter.update(num_levels=5, num_images=6)
+  content = sweep.sweep(config, dataset=data, mesh=mesh1, workdir=workdir)
+  (row,), (meter,), (found,) = (content[name] for name in ("rows", "meters", "implicit_classifier"))
+  # and its gradient is compared with the implicit classifier's
+  assert found["about"]["guide/weights_sha256"] == exported.weights_sha256
+  assert found["evaluations"] == {"main": 60, "guide": 30} and meter["evaluations"] == {"main": 60}
+  assert np.all(np.array(found["classifier_norm"]) > 0) and len(found["angle"]) == 5
+  assert (workdir / "implicit_classifier.png").exists()
   assert row["nfe"] == 6 and row["guidance.rule"] == "classifier"
   assert row["guide/weights_sha256"] == exported.weights_sha256
 
