@@ -6,7 +6,7 @@ import pytest
 from cfg.base import config as config_lib
 from cfg.base import fields
 from cfg.base.errors import UserError
-from cfg.inference import program
+from cfg.inference import checks, program
 from cfg.sweep import run, variant
 from configs import digits as digits_config
 from configs import digits_methods
@@ -51,6 +51,7 @@ def test_every_method_has_its_evaluations(method):
   rule of one branch 64, an interval something between.
   """
   config = dict(variant.combinations(digits_methods.get_config()))[method]
+  config = checks.with_some_interval(config)  # the whole range, where the meter is to give one
   fitting = variant.within_evaluations(config)
 
   def evaluations(config):
