@@ -5,7 +5,17 @@ import ast
 import pytest
 from paths import ROOT
 
-PAPER = ("schedules", "diffusion", "guidance", "rules", "losses", "limits", "sampling")
+PAPER = (
+  "schedules",
+  "diffusion",
+  "guidance",
+  "rules",
+  "losses",
+  "limits",
+  "particles",
+  "mixtures",
+  "sampling",
+)
 # a room may import from those after it, and from itself in the order of INSIDE
 ROOMS = (
   ("main", "evaluate"),
@@ -42,7 +52,7 @@ INSIDE = {
     "config; cli checkpoint images sharding logs pickles fields; defaults; files trees runtime "
     "optim flops paths progress; errors"
   ),
-  "": "losses sampling rules; guidance limits; diffusion schedules",
+  "": "losses sampling rules mixtures; guidance limits particles; diffusion schedules",
 }
 HOMES = {
   "orbax": {"base.checkpoint"},
