@@ -18,7 +18,8 @@ PAPER = (
 )
 # a room may import from those after it, and from itself in the order of INSIDE
 ROOMS = (
-  ("main", "evaluate"),
+  ("main", "evaluate", "toy"),
+  ("laboratory",),
   ("sweep", "training"),
   ("inference",),
   ("report",),
@@ -31,11 +32,12 @@ ROOMS = (
 # the modules of a room, those that import first; modules on one line know nothing of each other
 INSIDE = {
   "sweep": "run; strength; provenance variant",
+  "laboratory": "study tables; learnt",
   "training": (
     "loop; heldout previews quick_metrics step_log dry_run; step throughput; state objective"
   ),
   "inference": "pictures weights_file workdir_config; generator network checks; program",
-  "report": "page; fronts; differences tilt curves grids; table drawing",
+  "report": "page; fronts; differences tilt curves grids plane; table drawing",
   "features": (
     "references; reference_files select; judge_files; placed; inception judge cifar_resnet; "
     "extractor"
@@ -47,7 +49,9 @@ INSIDE = {
   "models": "networks; unet classifier; backbone; layers; inception judge cifar_resnet",
   "data": "prepare pipeline; sources; tfds; preparing; records recipes decode synthetic dataset",
   "data.preparing": "inputs; class_folders; cifar10 dataset_json imagenet; trees; parts layout",
-  "metrics": "summary reference; paired gauge; scores pairwise calibration; statistics; metric",
+  "metrics": (
+    "summary reference; paired gauge; scores pairwise calibration sliced; statistics; metric"
+  ),
   "base": (
     "config; cli checkpoint images sharding logs pickles fields; defaults; files trees runtime "
     "optim flops paths progress; errors"
@@ -68,7 +72,7 @@ HOMES = {
   "tensorboardX": {"base.logs"},
   "tqdm": {"base.progress"},
   "PIL": {"data", "base.images"},
-  "matplotlib": {"report.drawing", "report.curves", "report.grids"},
+  "matplotlib": {"report.drawing", "report.curves", "report.grids", "report.plane"},
   "sklearn": {"data.sources"},
   "tensorflow_datasets": {"data.tfds"},
   "scipy": {"data", "metrics.paired"},
