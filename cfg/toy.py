@@ -9,8 +9,8 @@ from cfg.laboratory import study, tables
 from cfg.laboratory.study import Settings
 
 
-def numbers(text: str, *, name: str, of: type) -> tuple:
-  """The numbers of "1,2,4", none of "".
+def several(text: str, *, name: str, of: type) -> tuple:
+  """The values of "1,2,4", none of "".
 
   Raises:
     UserError: it is something else.
@@ -23,7 +23,7 @@ def numbers(text: str, *, name: str, of: type) -> tuple:
 
 
 def joined(values) -> str:
-  """The inverse of `numbers`."""
+  """The inverse of `several`."""
   return ",".join(f"{value:g}" for value in values)
 
 
@@ -51,15 +51,21 @@ def main(argv=None):
     "--particles", default=joined(default.particles), help='sizes of the groups; "" for none'
   )
   parser.add_argument(
+    "--rules",
+    default=",".join(default.rules),
+    help='further rules, with exact noise; "" for the paper\'s alone',
+  )
+  parser.add_argument(
     "--train_steps", type=int, default=default.train_steps, help="of the network; 0 for none"
   )
   parser.add_argument("--seed", type=int, default=default.seed, help="of everything")
   options = parser.parse_args(argv)
   settings = Settings(
-    w=numbers(options.w, name="w", of=float),
+    w=several(options.w, name="w", of=float),
     num_samples=options.num_samples,
-    num_steps=numbers(options.num_steps, name="num_steps", of=int),
-    particles=numbers(options.particles, name="particles", of=int),
+    num_steps=several(options.num_steps, name="num_steps", of=int),
+    particles=several(options.particles, name="particles", of=int),
+    rules=several(options.rules, name="rules", of=str),
     train_steps=options.train_steps,
     seed=options.seed,
   )

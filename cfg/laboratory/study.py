@@ -16,7 +16,7 @@ import numpy as np
 import cfg
 from cfg import guidance, limits, mixtures, rules, sampling, schedules
 from cfg.base import files, progress
-from cfg.base.errors import UserError
+from cfg.base.errors import UserError, nearest
 from cfg.guidance import MAIN, EpsFn, Rule
 from cfg.laboratory import learnt
 from cfg.metrics import gauge, sliced
@@ -36,6 +36,8 @@ EXACT, LEARNT = "exact", "trained"  # whose noise
 PLAIN, DETERMINISTIC = "classifier_free", "classifier_free, ddim"
 WEIGHTED, PARTICLES = "weighted", "particles"
 DRAWS = "draws of the law"
+# further rules whose strength is the paper's w: `methods` makes them
+OTHERS = ("interval", "ramp", "projected", "random_label")
 
 
 class Settings(NamedTuple):
@@ -46,6 +48,7 @@ class Settings(NamedTuple):
     num_samples: of a class.
     num_steps: T, several.
     particles: of a group, several.
+    rules: of OTHERS.
     train_steps: of the network; 0 for none.
     seed: of everything.
   """
@@ -54,6 +57,7 @@ class Settings(NamedTuple):
   num_samples: int = 2048
   num_steps: tuple[int, ...] = (64, 256)
   particles: tuple[int, ...] = (16, 256)
+  rules: tuple[str, ...] = OTHERS
   train_steps: int = 1500
   seed: int = 0
 
@@ -92,29 +96,33 @@ def check(settings: Settings) -> None:
       f"--num_samples is {settings.num_samples}: errors come from {BLOCKS} equal blocks of whole "
       f"groups, so give a multiple of {unit} for groups of up to {largest} (--particles)."
     )
+  for name in settings.rules:
+    if name not in OTHERS:
+      raise UserError(f"--rules has {name!r}: {nearest(name, OTHERS)}")
   if settings.train_steps < 0:
     raise UserError(f"--train_steps is {settings.train_steps}: give 0, for no network, or more.")
   if not 0 <= settings.seed < 2**32:
     raise UserError(f"--seed is {settings.seed}: it must lie between 0 and 2^32 - 1.")
 
 
-def methods(mixture: Mixture) -> dict[str, tuple[Rule, Sampler]]:
-  """{name: (rule, sampler)} of those whose strength is the paper's w."""
+def methods(mixture: Mixture, others: Sequence[str] = OTHERS) -> dict[str, tuple[Rule, Sampler]]:
+  """{name: (rule, sampler)}: the paper's rule with and without noise, and those `others`."""
   null = mixture.num_classes
   plain = guidance.classifier_free(null_label=null)
   ancestral = sampling.ancestral(var_interp=1.0)
-  ends = dict(logsnr_min=-20.0, logsnr_max=20.0)
+  levels = dict(logsnr_min=LOGSNR_MIN, logsnr_max=LOGSNR_MAX)
   low, high = INTERVAL
+  made = {
+    "interval": guidance.interval(plain, logsnr_min=low, logsnr_max=high),
+    "ramp": guidance.ramped(plain, guidance.ramp_linear, **levels),
+    "projected": rules.projected(null_label=null, parallel=0.0),
+    "random_label": rules.random_label(num_classes=null),
+  }
+  assert made.keys() == set(OTHERS)
   return {
     PLAIN: (plain, ancestral),
     DETERMINISTIC: (plain, sampling.ddim()),
-    f"interval {low:g} to {high:g}": (
-      guidance.interval(plain, logsnr_min=low, logsnr_max=high),
-      ancestral,
-    ),
-    "linear ramp": (guidance.ramped(plain, guidance.ramp_linear, **ends), ancestral),
-    "projected": (rules.projected(null_label=null, parallel=0.0), ancestral),
-    "random_label": (rules.random_label(num_classes=null), ancestral),
+    **{name: (made[name], ancestral) for name in others},
   }
 
 
@@ -271,7 +279,7 @@ def run(out, settings: Settings) -> dict[str, Any]:
     for w in settings.w
   ]
   panels: dict[Cell, dict[float, tuple[np.ndarray, Any]]] = {}
-  every = list(cells(settings, list(methods(mixture))))
+  every = list(cells(settings, list(methods(mixture, settings.rules))))
   with progress.Progress("draw", total=len(every) * len(settings.w), unit="cells") as shown:
     for i, cell in enumerate(every):
       draw = make_draw(cell, networks[cell.network], mixture=mixture, settings=settings)

@@ -14,17 +14,17 @@ from cfg.laboratory import learnt, study
 from cfg.laboratory.study import Cell, Settings
 
 MIXTURE = mixtures.figure_2()
-SMALL = Settings(w=(0.0, 2.0), num_samples=512, num_steps=(24,), particles=(64,), train_steps=0)
+SMALL = Settings(w=(0.0, 2.0), num_samples=512, num_steps=(48,), particles=(64,), train_steps=0)
 
 
 @pytest.fixture(scope="module")
 def known():
-  """The exact laws at w = 2."""
+  """The exact laws at w = 1."""
   rng = np.random.default_rng(0)
-  return study.exact(MIXTURE, 2.0, num_samples=512, rng=rng)
+  return study.exact(MIXTURE, 1.0, num_samples=512, rng=rng)
 
 
-def rows_of(cell, known, w=2.0):
+def rows_of(cell, known, w=1.0):
   """{method: row} of a cell with exact noise."""
   draw = study.make_draw(cell, mixtures.make_eps_fn(MIXTURE), mixture=MIXTURE, settings=SMALL)
   rows, _ = study.measure(cell, w, *draw(jnp.float32(w)), known=known)
@@ -36,8 +36,8 @@ def test_weights_and_particles_come_nearer_to_the_law(known):
   particles are nearer, and their log Z is near the exact one.
   """
   floor = study.distance(known.draws, known)
-  plain = rows_of(Cell(study.EXACT, study.PLAIN, 24), known)
-  group = rows_of(Cell(study.EXACT, study.PLAIN, 24, 64), known)[study.PARTICLES]
+  plain = rows_of(Cell(study.EXACT, study.PLAIN, 48), known)
+  group = rows_of(Cell(study.EXACT, study.PLAIN, 48, 64), known)[study.PARTICLES]
   guided, weighted = plain[study.PLAIN], plain[study.WEIGHTED]
   gap = guided["distance"] - floor["distance"]
   assert gap > 5 * np.hypot(guided["distance_err"], floor["distance_err"])
@@ -68,31 +68,39 @@ def test_examples_are_of_the_mixture():
     np.testing.assert_allclose(of_class.std(axis=0), MIXTURE.stds[k], atol=0.05)
 
 
-def test_the_command(tmp_path, capsys):
-  """Writes the figure and every number; w = 0 is drawn once, and the network is trained."""
-  toy.main(
-    [
-      f"--out={tmp_path / 'a'}",
-      "--w=0,1.5",
-      "--num_samples=32",
-      "--num_steps=6",
-      "--particles=4",
-      "--train_steps=3",
-    ]
-  )
-  text = capsys.readouterr().out
-  assert "w = 1.5" in text and "particles" in text and "trained" in text
+def run_command(tmp_path, monkeypatch, *options):
+  """What toy.json holds after the command with these options, of few samples and levels."""
+  monkeypatch.setattr(toy.runtime, "start", lambda **_: None)
+  toy.main([f"--out={tmp_path / 'a'}", "--num_samples=32", "--num_steps=6", *options])
   content = json.loads((tmp_path / "a/toy.json").read_text())
-  rows = content["rows"]
-  assert {row["w"] for row in rows} == {0.0, 1.5} and content["network_error"] > 0
-  assert {row["method"] for row in rows if row["w"] == 0} == {
-    *(study.DRAWS, study.PLAIN, study.DETERMINISTIC)
-  }
-  names = {row["method"] for row in rows if row["w"] == 1.5}
-  assert {*study.methods(MIXTURE), study.WEIGHTED, study.PARTICLES} <= names
-  assert all(np.isfinite(row["distance"]) for row in rows)
+  assert all(np.isfinite(row["distance"]) for row in content["rows"])
   with Image.open(tmp_path / "a/figure2.png") as picture:
     assert min(picture.size) > 300 and len(np.unique(np.asarray(picture))) > 50
+  return content
+
+
+def test_the_command(tmp_path, capsys, monkeypatch):
+  """Writes the figure and every number, and prints them; w = 0 is drawn once."""
+  options = ("--w=0,1.5", "--particles=4", "--train_steps=0", "--rules=interval")
+  content = run_command(tmp_path, monkeypatch, *options)
+  text = capsys.readouterr().out
+  assert "w = 1.5" in text and "particles" in text and "log Z" in text
+  methods = {w: {row["method"] for row in content["rows"] if row["w"] == w} for w in (0, 1.5)}
+  assert methods[0] == {study.DRAWS, study.PLAIN, study.DETERMINISTIC}
+  assert methods[1.5] == {
+    *methods[0],
+    *("interval", study.PARTICLES, study.WEIGHTED, f"{study.WEIGHTED}, ddim"),
+  }
+
+
+@pytest.mark.slow
+def test_the_command_with_a_network(tmp_path, capsys, monkeypatch):
+  """Trains it, draws with its noise, and knows its error; every rule is there."""
+  content = run_command(tmp_path, monkeypatch, "--w=1.5", "--particles=4", "--train_steps=300")
+  assert 0 < content["network_error"] < 0.05 and "mean square" in capsys.readouterr().out
+  learnt_rows = [row["method"] for row in content["rows"] if row["network"] == study.LEARNT]
+  assert learnt_rows == [study.PLAIN, study.WEIGHTED, study.PARTICLES]
+  assert {*study.OTHERS} <= {row["method"] for row in content["rows"]}
 
 
 @pytest.mark.parametrize(
@@ -107,6 +115,7 @@ def test_the_command(tmp_path, capsys):
     ("--num_steps=2.5", "whole numbers"),
     ("--particles=1", "at least 2"),
     ("--num_samples=100", "a multiple of 2048"),
+    ("--rules=cfg", "known: 'interval'"),
     ("--train_steps=-1", "--train_steps"),
     ("--seed=-1", "--seed"),
   ],
