@@ -3,14 +3,14 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-import matplotlib.colors
 import matplotlib.figure
 import numpy as np
 
 from cfg.report import drawing
 
 SHARES = (0.95, 0.5)  # of a law's mass within its contours
-MOST_POINTS = 600  # of a class in a panel
+SHADES = (0.95, 0.8, 0.65, 0.5, 0.3, 0.1)  # and of the shades of the top row
+MOST_POINTS = 400  # of a class in a panel
 AREA = 5.0  # of a point of weight 1, in points^2
 
 
@@ -85,11 +85,11 @@ def _reach(laws):
 def _colour(axes, laws):
   """Each class in its colour, the stronger the denser, and its contours."""
   for law, colour in zip(laws, drawing.COLOURS):
-    x, y = law.axes
-    shade = np.empty((*law.density.T.shape, 4))
-    shade[..., :3] = matplotlib.colors.to_rgb(colour)
-    shade[..., 3] = 0.85 * law.density.T / law.density.max()
-    axes.imshow(shade, origin="lower", extent=(x[0], x[-1], y[0], y[-1]), aspect="auto")
+    levels = _levels(law, SHADES)
+    for low in levels:
+      axes.contourf(
+        *law.axes, law.density.T, levels=[low, np.inf], colors=[colour], alpha=1 / len(SHADES)
+      )
     _contours(axes, law, colour)
 
 
@@ -104,7 +104,12 @@ def _scatter(axes, points, laws):
 
 def _contours(axes, law, colour):
   """The lines within which SHARES of the mass lie."""
+  levels = _levels(law, SHARES)
+  axes.contour(*law.axes, law.density.T, levels=levels, colors=[colour], linewidths=0.7)
+
+
+def _levels(law, shares):
+  """The densities above which these shares of the mass lie, of decreasing shares."""
   ordered = np.sort(law.density, axis=None)[::-1]
   mass = np.cumsum(ordered) / ordered.sum()
-  levels = [ordered[np.searchsorted(mass, share)] for share in SHARES]
-  axes.contour(*law.axes, law.density.T, levels=levels, colors=[colour], linewidths=0.7)
+  return [ordered[np.searchsorted(mass, share)] for share in shares]
