@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cfg import diffusion
+from cfg import particles as particles_lib
 from cfg.guidance import Array, EpsFn, Memory, Rule
 from cfg.limits import Limit
 
@@ -250,7 +251,7 @@ SAMPLERS: dict[str, Callable[..., Sampler]] = {
 }
 
 
-# of each sample's key, what rules draw; noise has 0, 1, ..., T
+# of each sample's key, what rules draw; noise has 0, 1, ..., T, and cfg.particles one more
 RULE_STREAM = 2**32 - 1
 
 
@@ -270,8 +271,12 @@ def sample(
   w: Array | float,
   logsnr: Array,
   image_shape: tuple[int, ...],
+  particles: int = 1,
 ) -> tuple[Array, Mapping[str, Array]]:
   """P's algorithm 2: z_1 ~ N(0, I), a step from each level to the next, x_hat at the last.
+
+  With particles, groups of so many rows are weighed and resampled on the way, and at the end, so
+  that x are unweighted draws of the tilted law, of one group not independent (cfg.particles).
 
   Args:
     networks: {role: eps_fn}, those of the rule.
@@ -283,20 +288,26 @@ def sample(
     w: the strength, a scalar or [B].
     logsnr: [T] increasing, from schedules.sampling_grid.
     image_shape: (H, W, C).
+    particles: of a group, which divides B and has one y and one w; 1 for none. What a group draws
+      comes from the key of its first row. The rule has to be one that `tilts`.
 
   Returns:
-    x [B,H,W,C] f32, and {name: [T,B]} of what the rule measured on the way.
+    x [B,H,W,C] f32, and {name: [T,B]} of what the rule measured on the way; with particles also
+    "log_z", which summed over the levels is the log of an estimate of Z without bias.
   """
   num_steps = logsnr.shape[0]
   rule_keys = jax.vmap(lambda key: jax.random.fold_in(key, RULE_STREAM))(keys)
+  group_keys = jax.vmap(lambda key: jax.random.fold_in(key, particles_lib.GROUP_STREAM))(
+    keys[::particles]
+  )
 
   def noise(i):
     draw = lambda key: jax.random.normal(jax.random.fold_in(key, i), image_shape)
     return jax.vmap(draw)(keys)
 
   def body(carry, inputs):
-    z, _, memory, rule_memory = carry
-    i, logsnr_t, logsnr_s, last = inputs
+    (z, _, memory, rule_memory), log_weight = carry
+    i, logsnr_t, logsnr_s, width, last = inputs
     step_keys = jax.vmap(lambda key: jax.random.fold_in(key, i))(rule_keys)
     denoise = make_denoise(rule.apply(networks, w=w, y=y, keys=step_keys), limit=limit)
     *carry, aux = sampler.step(
@@ -309,7 +320,16 @@ def sample(
       noise=noise(i) if rule.noise is None else rule.noise(noise(i), w),
       last=last,
     )
-    return tuple(carry), aux
+    if particles == 1:
+      return (tuple(carry), log_weight), aux
+    carry, log_weight, log_z = particles_lib.resample(
+      keys=jax.vmap(lambda key: jax.random.fold_in(key, i))(group_keys),
+      log_weight=log_weight + particles_lib.increment(gap=aux["gap"], width=width, w=w),
+      carry=tuple(carry),
+      particles=particles,
+      always=last,
+    )
+    return (carry, log_weight), {**aux, "log_z": log_z}
 
   logsnr = jnp.asarray(logsnr, jnp.float32)
   # The scan's last transition has no target: it steps anywhere, and only x_hat is kept.
@@ -318,7 +338,9 @@ def sample(
   steps = jnp.arange(1, num_steps + 1)
   z = noise(0) if rule.start is None else rule.start(noise(0), w)
   start = (z, z, sampler.init(z), rule.init(z, y))
-  (_, x_hat, _, _), aux = jax.lax.scan(body, start, (steps, logsnr, logsnr_s, steps == num_steps))
+  log_weight = () if particles == 1 else jnp.zeros(y.shape)
+  inputs = (steps, logsnr, logsnr_s, particles_lib.widths(logsnr), steps == num_steps)
+  ((_, x_hat, _, _), _), aux = jax.lax.scan(body, (start, log_weight), inputs)
   return x_hat, aux
 
 

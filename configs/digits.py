@@ -157,6 +157,7 @@ def get_config():
       churn_noise=1.0,
       churn_logsnr_min=config_dict.placeholder(float),
       churn_logsnr_max=config_dict.placeholder(float),
+      particles=1,  # samples of a class that are weighed and resampled together; 1: none are
       limit="clip",  # of x_hat after the mix: "none", "clip" to [-1, 1], or "dynamic"
       limit_percentile=0.995,  # of "dynamic"
       limit_max=config_dict.placeholder(float),  # of "dynamic"; None: none

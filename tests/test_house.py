@@ -5,10 +5,21 @@ import ast
 import pytest
 from paths import ROOT
 
-PAPER = ("schedules", "diffusion", "guidance", "rules", "losses", "limits", "sampling")
+PAPER = (
+  "schedules",
+  "diffusion",
+  "guidance",
+  "rules",
+  "losses",
+  "limits",
+  "particles",
+  "mixtures",
+  "sampling",
+)
 # a room may import from those after it, and from itself in the order of INSIDE
 ROOMS = (
-  ("main", "evaluate"),
+  ("main", "evaluate", "toy"),
+  ("laboratory",),
   ("sweep", "training"),
   ("inference",),
   ("report",),
@@ -21,11 +32,12 @@ ROOMS = (
 # the modules of a room, those that import first; modules on one line know nothing of each other
 INSIDE = {
   "sweep": "run; strength; provenance variant",
+  "laboratory": "study tables; learnt",
   "training": (
     "loop; heldout previews quick_metrics step_log dry_run; step throughput; state objective"
   ),
   "inference": "pictures weights_file workdir_config; meter; generator network checks; program",
-  "report": "page; fronts; differences tilt meter curves grids levels; table drawing",
+  "report": "page; fronts; differences tilt meter curves grids levels plane; table drawing",
   "features": (
     "references; reference_files select; judge_files; placed; inception judge cifar_resnet; "
     "extractor"
@@ -38,13 +50,13 @@ INSIDE = {
   "data": "prepare pipeline; sources; tfds; preparing; records recipes decode synthetic dataset",
   "data.preparing": "inputs; class_folders; cifar10 dataset_json imagenet; trees; parts layout",
   "metrics": (
-    "summary reference; paired gauge meter; scores pairwise calibration; statistics; metric"
+    "summary reference; paired gauge meter; scores pairwise calibration sliced; statistics; metric"
   ),
   "base": (
     "config; cli checkpoint images sharding logs pickles fields; defaults; files trees runtime "
     "optim flops paths progress; errors"
   ),
-  "": "losses sampling rules; guidance limits; diffusion schedules",
+  "": "losses sampling rules mixtures; guidance limits particles; diffusion schedules",
 }
 HOMES = {
   "orbax": {"base.checkpoint"},
@@ -60,7 +72,7 @@ HOMES = {
   "tensorboardX": {"base.logs"},
   "tqdm": {"base.progress"},
   "PIL": {"data", "base.images"},
-  "matplotlib": {"report.drawing", "report.curves", "report.grids", "report.levels"},
+  "matplotlib": {f"report.{name}" for name in ("drawing", "curves", "grids", "levels", "plane")},
   "sklearn": {"data.sources"},
   "tensorflow_datasets": {"data.tfds"},
   "scipy": {"data", "metrics.paired"},

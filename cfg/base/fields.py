@@ -195,6 +195,7 @@ FIELDS: dict[str, Values] = {
   "sampler.churn_noise": POSITIVE,
   "sampler.churn_logsnr_min": optional(FINITE),
   "sampler.churn_logsnr_max": optional(FINITE),
+  "sampler.particles": integer(1, "a number of samples, 1 for none"),
   "sampler.limit": TEXT,
   "sampler.limit_percentile": number("a share above 0, at most 1", above=0, most=1),
   "sampler.limit_max": optional(number("a finite number, at least 1", least=1)),

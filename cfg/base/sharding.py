@@ -77,9 +77,10 @@ def check_batch_size(mesh, name, batch_size, *, parts=1):
     )
 
 
-def round_up(mesh, batch_size):
-  """The least multiple of the mesh's size that is not below `batch_size`."""
-  return -(-batch_size // mesh.size) * mesh.size
+def round_up(mesh, batch_size, *, parts=1):
+  """The least multiple of the mesh's size, times `parts`, that is not below `batch_size`."""
+  unit = mesh.size * parts
+  return -(-batch_size // unit) * unit
 
 
 def put_batch(mesh, batch):

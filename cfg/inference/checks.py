@@ -69,6 +69,18 @@ def check(config: ConfigDict, strengths: Iterable[float], *, where: str = "w") -
     config_lib.check_guidable(config, strengths)
 
 
+def check_no_particles(config: ConfigDict, where: str) -> None:
+  """Raise UserError if samples that take each class in turn, as those of `where`, were to be
+  resampled in groups of one class.
+  """
+  if config.sampler.particles > 1:
+    raise UserError(
+      f"sampler.particles is {config.sampler.particles}, but {where} draws the classes in turn and "
+      "measures errors over samples that are independent, and a group is of one class and is not: "
+      "use it with --mode=sample, and set sampler.particles=1 here."
+    )
+
+
 def check_guided_by_classifier(config: ConfigDict, *, unconditional: bool) -> None:
   """Raise UserError unless the network has the model, conditional or not, that is to be guided."""
   if unconditional:

@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from cfg.base import sharding
+from cfg.base.errors import UserError
 from cfg.features.extractor import Extractor
 from cfg.inference import program as program_lib
 from cfg.inference.program import Program
@@ -43,13 +44,23 @@ class Generator:
   Args:
     program: what draws.
     mesh: from sharding.make_mesh.
-    batch_size: images a call of the program; a multiple of the mesh's size.
+    batch_size: images a call of the program; a multiple of the mesh's size, and of that times the
+      program's particles.
     extractor: whose outputs `batches` gives with the images, or None.
+
+  Raises:
+    UserError: a batch does not hold whole groups of particles on each device.
   """
 
   def __init__(
     self, program: Program, *, mesh: Mesh, batch_size: int, extractor: Extractor | None = None
   ):
+    unit = mesh.size * program.particles
+    if program.particles > 1 and batch_size % unit:
+      raise UserError(
+        f"a batch of {batch_size} samples does not hold whole groups of {program.particles} on "
+        f"each of {mesh.size} devices (sampler.particles): take a multiple of {unit}."
+      )
     self.program = program
     self.mesh = mesh
     self.batch_size = batch_size
@@ -92,11 +103,16 @@ class Generator:
 
     The last batch repeats its last sample; its slice covers only the real ones. Where every w is 0
     the rule's unguided form draws.
+
+    Raises:
+      UserError: with particles, if the samples are not whole groups of one label and one w.
     """
     run = self.compiled(bool(np.any(w)) or self.program.rule.unguided is None)
     key = jax.random.key(seed)
     index, labels = np.asarray(index, np.uint32), np.asarray(labels, np.int32)
     strengths = np.asarray(w, np.float32)
+    if self.program.particles > 1:
+      check_groups(index, labels, strengths, particles=self.program.particles)
     pending = None
     for first in range(0, len(index), self.batch_size):
       rows = np.minimum(np.arange(first, first + self.batch_size), len(index) - 1)
@@ -118,4 +134,23 @@ class Generator:
         np.asarray(batch.images)[: batch.rows.stop - batch.rows.start]
         for batch in self.batches(params, **samples)
       ]
+    )
+
+
+def check_groups(
+  index: np.ndarray, labels: np.ndarray, strengths: np.ndarray, *, particles: int
+) -> None:
+  """Raise UserError unless samples are whole groups: `particles` numbers in a row, the first a
+  multiple of it, of one label and one strength.
+  """
+  rows = np.arange(len(index)) // particles * particles
+  first = index[np.minimum(rows, len(index) - 1)].astype(int)
+  whole = len(index) % particles == 0 and np.all(first % particles == 0)
+  in_order = np.all(index.astype(int) - first == np.arange(len(index)) - rows)
+  alike = [a for a in (labels, strengths) if a.ndim > 0]
+  if not (whole and in_order and all(np.all(a == a[rows]) for a in alike)):
+    raise UserError(
+      f"sampler.particles is {particles}: samples come in whole groups of that many, of one class "
+      f"and one strength, numbered from a multiple of it. Ask for a multiple of {particles} of "
+      "each class, or set sampler.particles=1."
     )

@@ -106,6 +106,12 @@ def sample(config, *, mesh, workdir, labels, num, w, seed, ema=None, out=None):
   if not 0 <= seed < 2**32:
     raise UserError(f"--seed is {seed}: it must lie between 0 and 2^32 - 1.")
   checks.check(config, [w])
+  particles = config.sampler.particles
+  if num % particles:
+    raise UserError(
+      f"--num is {num}, but sampler.particles is {particles}: a class's samples are whole groups "
+      f"of that many, so give a multiple of {particles}."
+    )
   networks = network.load_networks(config, workdir=workdir, mesh=mesh, ema=ema)
   main = networks[MAIN]
   config = meter.resolved(config, meter.kept(main, config, workdir=workdir))
@@ -116,7 +122,7 @@ def sample(config, *, mesh, workdir, labels, num, w, seed, ema=None, out=None):
   generator = Generator(
     network.make_program(config, networks),
     mesh=mesh,
-    batch_size=sharding.round_up(mesh, min(len(y), config.sweep.batch_size)),
+    batch_size=sharding.round_up(mesh, min(len(y), config.sweep.batch_size), parts=particles),
   )
   pictures = generator(network.parameters(networks), index=index, labels=y, w=w, seed=seed)
 

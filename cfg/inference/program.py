@@ -38,6 +38,7 @@ class Program(NamedTuple):
     limit: what becomes of x_hat.
     image_shape: (H, W, C).
     networks: {role: parameters -> eps_fn, or log_prob_fn for the rule's classifiers}.
+    particles: samples of a group, which are resampled together; 1 for none.
   """
 
   rule: Rule
@@ -46,11 +47,14 @@ class Program(NamedTuple):
   limit: Limit
   image_shape: tuple[int, int, int]
   networks: Mapping[str, Callable[[Any], EpsFn | LogProbFn]]
+  particles: int = 1
 
   def at(self, w: float | np.ndarray) -> "Program":
-    """The program for these strengths: with the rule's unguided form where every one is 0."""
+    """The program for these strengths: with the rule's unguided form where every one is 0, whose
+    samples all weigh the same.
+    """
     unguided = self.rule.unguided
-    return self if unguided is None or np.any(w) else self._replace(rule=unguided)
+    return self if unguided is None or np.any(w) else self._replace(rule=unguided, particles=1)
 
 
 def nfe(program: Program) -> dict[str, int]:
@@ -91,7 +95,8 @@ def generate(
 ) -> tuple[jax.Array, Mapping[str, jax.Array]]:
   """Images of P's algorithm 2 (arXiv 2207.12598).
 
-  Image i is a function of (params, key, index[i], y[i], w[i]).
+  Image i is a function of (params, key, index[i], y[i], w[i]); with particles, of those of its
+  group: rows that lie side by side, their number dividing B, of one y and one w.
 
   Args:
     params: {role: of that network}.
@@ -114,6 +119,7 @@ def generate(
     w=w,
     logsnr=jnp.asarray(program.logsnr),
     image_shape=program.image_shape,
+    particles=program.particles,
   )
   return images.to_uint8(x), aux
 
@@ -144,7 +150,10 @@ def from_config(
   rule = make_rule(config, null_label=null_label)
   sampler, limit, logsnr = make_sampler(config)
   _check_combination(config, rule, sampler)
-  return Program(rule, sampler, logsnr, limit, image_shape, networks)
+  particles = config.sampler.particles
+  if particles > 1:
+    _check_particles(config, rule, sampler)
+  return Program(rule, sampler, logsnr, limit, image_shape, networks, particles)
 
 
 def _check_combination(config, rule, sampler):
@@ -166,6 +175,34 @@ def _check_combination(config, rule, sampler):
     raise UserError(
       f"{name} changes the noise of each step, but {drawn} draws none: choose one that does, as "
       "ancestral, or ddim with sampler.eta above 0."
+    )
+
+
+def _check_particles(config, rule, sampler):
+  """Raise UserError unless samples have weights towards a tilted law, and their copies part."""
+  section = config.sampler
+  what = f"sampler.particles is {section.particles}, but "
+  without = "or set sampler.particles=1"
+  if not rule.tilts:
+    raise UserError(
+      f"{what}guidance.rule {config.guidance.rule!r} with its ramp and its interval is not the "
+      "mix of two branches at one w, so that no weights are known: use classifier_free or "
+      f"second_network with constant w, {without}."
+    )
+  if section.limit != "none":
+    raise UserError(
+      f"{what}sampler.limit is {section.limit!r}: the weights are those of an x_hat that is left "
+      f"as it is. Set sampler.limit=none, {without}."
+    )
+  if sampler.goes_back:
+    raise UserError(
+      f"{what}sampler.churn is {section.churn:g}: noise that is added on the way takes the samples "
+      f"off the law that the weights are of. Use ancestral, {without}."
+    )
+  if not sampler.stochastic:
+    raise UserError(
+      f"{what}sampler.name {section.name!r} draws no noise, so that copies of a sample would never "
+      f"part: use ancestral, ddim or dpm_solver_pp_2m with sampler.eta above 0, {without}."
     )
 
 

@@ -239,6 +239,7 @@ def check(config: ConfigDict, *, dataset: Dataset, mesh: Mesh) -> ConfigDict:
   for method, single in combinations(config):
     where = f"methods.{method}.sweep.w" if method else "sweep.w"
     check_strengths(single.sweep.w, where=where)
+    checks.check_no_particles(single, "a sweep")
     checks.check(single, single.sweep.w, where=where)
     within_evaluations(checks.with_some_interval(single))
   settings = check_settings(config.sweep, num_classes=dataset.num_classes, mesh=mesh)

@@ -152,6 +152,7 @@ def check_trainable(config: ConfigDict, *, mesh: jax.sharding.Mesh) -> None:
   else:
     check_meter(config)
     # a rule or a sampler that cannot be is refused even if nothing is drawn while training
+    checks.check_no_particles(config, "training")
     checks.check(config, config.watch.w if config.watch.every_steps else (), where="watch.w")
   sharding.check_batch_size(mesh, "train.batch_size", train.batch_size, parts=train.accumulate)
 

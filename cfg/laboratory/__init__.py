@@ -1,0 +1,1 @@
+"""Experiments whose exact answer is known."""
