@@ -11,7 +11,7 @@ import pytest
 from cfg import guidance, limits, mixtures, particles, sampling, schedules
 from cfg.base import sharding
 from cfg.base.errors import UserError
-from cfg.inference import checks, program
+from cfg.inference import checks, pictures, program
 from cfg.inference.generator import Generator
 from cfg.mixtures import Mixture
 
@@ -217,6 +217,18 @@ def test_samplers_and_rules_without_weights_are_refused(config, section, values,
     checks.check(config, [1.0])
   config.sampler.particles = 1
   checks.check(config, [1.0])
+
+
+def test_pictures_of_whole_groups(config, mesh1, tmp_path):
+  """--num that is no multiple of the particles is refused before any network is looked for."""
+  config.sampler.update(particles=4, limit="none")
+  ask = functools.partial(
+    pictures.sample, config, mesh=mesh1, workdir=tmp_path, labels="3", w=1.0, seed=0
+  )
+  with pytest.raises(UserError, match="give a multiple of 4"):
+    ask(num=6)
+  with pytest.raises(UserError, match="there is no checkpoint"):
+    ask(num=8)
 
 
 def test_a_sweep_takes_no_particles(config):

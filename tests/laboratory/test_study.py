@@ -48,12 +48,18 @@ def test_weights_and_particles_come_nearer_to_the_law(known):
 
 
 def test_errors_are_those_of_blocks(known):
-  """Blocks that are all alike have no error; a shift of all samples is the distance."""
+  """Blocks that are all alike have no error; of samples far from the law the distance is that of
+  their means, and its error theirs.
+  """
   same = np.tile(known.draws[:, :64], (1, 8, 1))
   assert study.distance(same, known)["distance_err"] < 1e-12
-  far = study.distance(known.draws + np.array([10.0, 0.0]), known)["distance"]
-  want = np.mean([np.abs(law.directions[:, 0]).mean() for law in known.targets])
-  np.testing.assert_allclose(far, 10 * want, rtol=0.02)
+  far = study.distance(known.draws + np.array([100.0, 0.0]), known)
+  directions = known.targets[0].directions
+  np.testing.assert_allclose(far["distance"], 100 * np.abs(directions[:, 0]).mean(), rtol=0.01)
+  towards = np.mean(np.sign(directions[:, :1]) * directions, axis=0)
+  each = (known.draws @ towards).mean(axis=0)  # of sample i of all classes
+  err = each.std() / np.sqrt(len(each))
+  assert 0.5 * err < far["distance_err"] < 1.8 * err
 
 
 def test_examples_are_of_the_mixture():
