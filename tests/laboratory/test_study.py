@@ -87,7 +87,7 @@ def run_command(tmp_path, monkeypatch, *options):
 
 def test_the_command(tmp_path, capsys, monkeypatch):
   """Writes the figure and every number, and prints them; w = 0 is drawn once."""
-  options = ("--w=0,1.5", "--particles=4", "--train_steps=0", "--rules=interval")
+  options = ("--w=0,1.5", "--particles=4", "--train_steps=0", "--rules=")
   content = run_command(tmp_path, monkeypatch, *options)
   text = capsys.readouterr().out
   assert "w = 1.5" in text and "particles" in text and "log Z" in text
@@ -95,7 +95,7 @@ def test_the_command(tmp_path, capsys, monkeypatch):
   assert methods[0] == {study.DRAWS, study.PLAIN, study.DETERMINISTIC}
   assert methods[1.5] == {
     *methods[0],
-    *("interval", study.PARTICLES, study.WEIGHTED, f"{study.WEIGHTED}, ddim"),
+    *(study.PARTICLES, study.WEIGHTED, f"{study.WEIGHTED}, ddim"),
   }
 
 
