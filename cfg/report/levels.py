@@ -62,14 +62,11 @@ def write_directions(path, *, directions, title) -> None:
   norms, angles = figure.subplots(1, 2)
   edges = np.array(directions["logsnr"])
   middle = (edges[1:] + edges[:-1]) / 2
-  labels = {
-    "classifier_norm": "classifier: |sigma grad log p(y|z)|",
-    "implicit_norm": "implicit: |eps_uncond - eps_cond|",
-  }
+  labels = {"classifier_norm": "the classifier that guides", "implicit_norm": "the implicit one"}
   for colour, (name, label) in zip(drawing.COLOURS, labels.items()):
     _band(norms, middle, *_column(directions, name), colour=colour, label=label)
-  norms.set(xlabel="log-SNR", ylabel="mean norm")
-  norms.set_ylim(bottom=0)
+  norms.set(xlabel="log-SNR", ylabel="mean norm of sigma grad log p(y|z)")
+  norms.set_ylim(0, 1.25 * norms.get_ylim()[1])  # room for the legend
   _band(angles, middle, *_column(directions, "angle"), colour=drawing.BLUE, label="mean angle")
   angles.axhline(90, color=drawing.GREY, linestyle="--", linewidth=1, label="nothing in common: 90")
   angles.set(xlabel="log-SNR", ylabel="angle between the two, degrees", ylim=(0, 180))

@@ -187,6 +187,10 @@ def test_it_is_made_once_and_kept(model, digits, mesh1, tmp_path, monkeypatch):
   several = meter.of_networks([model, model], config=config, **given)
   assert several == {model.weights_sha256: first}
   assert meter.kept(model, config, workdir=tmp_path) == first and not calls
+  # what is kept of a classifier beside it is not taken for it
+  beside = {"about": {**first["about"], "guide/weights_sha256": "ef" * 32}}
+  path.with_name("0.json").write_text(json.dumps(beside))
+  assert meter.kept(model, config, workdir=tmp_path) == first
   path.write_text("{")
   assert meter.of_network(model, config=config, **given) == first and len(calls) == 1
   config.meter.seed = 1
