@@ -80,8 +80,8 @@ def cfg_call(case):
 
 def torch_call(case, *, channels_last, compiled):
   """(call, parameters of the network) of diffusers' loop."""
-  from diffusers import DDIMScheduler
   import torch
+  from diffusers import DDIMScheduler
   from torch_unet import UNet
 
   torch.set_num_threads(2)

@@ -35,16 +35,24 @@ SAMPLERS = {
   "dpm_solver_pp_2m": dict(name="dpm_solver_pp_2m", eta=0.0),
   "dpm_solver_pp_2m, eta = 1": dict(name="dpm_solver_pp_2m", eta=1.0),
 }
-SPACINGS = ("u", "logsnr", "edm")
-ENDS = {"schedule": (None, None), "edm": (-2 * math.log(80.0), -2 * math.log(0.002))}
+EDM_ENDS = (-2 * math.log(80.0), -2 * math.log(0.002))
+# (spacing, ends) of the levels, and of the ends None the schedule's; the likelier ones first
+GRIDS = {
+  ("logsnr", "edm"): EDM_ENDS,
+  ("edm", "edm"): EDM_ENDS,
+  ("u", "schedule"): (None, None),
+  ("logsnr", "schedule"): (None, None),
+  ("u", "edm"): EDM_ENDS,
+  ("edm", "schedule"): (None, None),
+}
 
 
 def candidates(config, most):
   """Yield (sampler, spacing, ends, config) of each at `most` evaluations a sample; Heun's T steps
   call the network 2 T - 1 times, and each call is two evaluations.
   """
-  for (sampler, values), spacing, (ends, (low, high)) in itertools.product(
-    SAMPLERS.items(), SPACINGS, ENDS.items()
+  for ((spacing, ends), (low, high)), (sampler, values) in itertools.product(
+    GRIDS.items(), SAMPLERS.items()
   ):
     single = config.copy_and_resolve_references()
     num_steps = most // (4 if sampler == "heun" else 2)
