@@ -3,8 +3,8 @@
 Usage: python benchmarks/guidance_cost.py [digits] [64x64]
 
 The compiled sampler with random weights, over two virtual devices: the digits' own network and
-sampler, 64 images of T = 32; and a narrow network of 64x64 (that of step_speed.py), 4 images of
-T = 6. A guided sample (w = 1) over an unguided one; over a guided one whose rule does not measure
+sampler, 64 images of T = 16; and a narrow network of 64x64 (that of step_speed.py), 2 images of
+T = 4. A guided sample (w = 1) over an unguided one; over a guided one whose rule does not measure
 |eps_cond - eps_uncond|^2; and guidance between log-SNR -3 and 3 alone over guidance everywhere.
 ROUNDS=10 times in turn after a warm-up: the median ratio of a round and, in brackets, its
 quartiles, also of processor time, which hardly knows of others on the machine. Beside them the
@@ -22,7 +22,7 @@ from step_speed import COMMON, SIZES
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 ROUNDS = int(os.environ.get("ROUNDS", "10"))
-CASES = {"digits": (64, 32), "64x64": (4, 6)}  # images, T
+CASES = {"digits": (64, 16), "64x64": (2, 4)}  # images, T
 INSIDE = (-3.0, 3.0)
 
 

@@ -11,8 +11,10 @@ def in_turn(calls, *, rounds, title=""):
   """{name: [(seconds, processor seconds) of each round]}, after one call each to warm up; every
   second round goes backwards.
   """
-  for call in calls.values():
+  for name, call in calls.items():
+    start = time.perf_counter()
     call()
+    print(f"{title} {name}: first {time.perf_counter() - start:.1f} s", file=sys.stderr, flush=True)
   times = {name: [] for name in calls}
   for i in range(rounds):
     for name in list(calls)[:: -1 if i % 2 else 1]:

@@ -10,7 +10,8 @@ channels-last under torch.compile. Sizes are those of step_speed.py, and the dig
 
 All in one process, ROUNDS=10 times in turn after a warm-up: medians, and the median ratio of a
 round with its quartiles. A ratio above 1 means that this project is faster; the best variant of
-PyTorch counts. Needs: pip install torch==2.13.0 diffusers==0.42.1. Prints a table; 6 minutes.
+PyTorch counts. COMPILE=0 leaves out torch.compile, which takes minutes on a busy machine. Needs:
+pip install torch==2.13.0 diffusers==0.42.1. Prints a table; 6 minutes on two cores alone.
 """
 
 import os
@@ -24,9 +25,9 @@ from step_speed import COMMON, SIZES
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
-ROUNDS = int(os.environ.get("ROUNDS", "10"))
+ROUNDS, COMPILE = int(os.environ.get("ROUNDS", "10")), os.environ.get("COMPILE", "1") != "0"
 W, CLASSES = 1.0, 10
-CASES = {"digits": (64, 32), "8x8": (64, 16), "64x64": (4, 4)}  # images, T
+CASES = {"digits": (64, 16), "8x8": (64, 8), "64x64": (4, 3)}  # images, T
 DIGITS = dict(
   side=8,
   channels=1,
@@ -128,6 +129,7 @@ def main(cases):
     made = {"cfg": cfg_call(case)} | {
       name: torch_call(case, channels_last=last, compiled=compiled)
       for name, (last, compiled) in VARIANTS.items()
+      if COMPILE or not compiled
     }
     for name, (call, count) in made.items():
       calls[name] = call
