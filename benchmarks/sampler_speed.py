@@ -2,16 +2,19 @@
 
 Usage: python benchmarks/sampler_speed.py [digits] [8x8] [64x64]
 
-float32, two cores: two virtual devices here, two threads there. Both draw images of T levels with
-DDIM and guidance w = 1 (scale 2), two evaluations of the network a level, clip x_hat, and give
-uint8 on the host. Here that is the compiled sampler; there DDIMScheduler in the loop of diffusers'
-pipelines, which doubles the batch, around benchmarks/torch_unet.py: eager, channels-last, and
-channels-last under torch.compile. Sizes are those of step_speed.py, and the digits' own network.
+float32, on CORES=2 cores: as many virtual devices here, and threads there. Both draw images of T
+levels with DDIM and guidance w = 1 (scale 2), two evaluations of the network a level, clip x_hat,
+and give uint8 on the host. Here that is the compiled sampler; there DDIMScheduler in the loop of
+diffusers' pipelines, which doubles the batch, around benchmarks/torch_unet.py: eager,
+channels-last, and channels-last under torch.compile. Sizes are those of step_speed.py, and the
+digits' own network.
 
 All in one process, ROUNDS=10 times in turn after a warm-up: medians, and the median ratio of a
 round with its quartiles. A ratio above 1 means that this project is faster; the best variant of
-PyTorch counts. COMPILE=0 leaves out torch.compile, which takes minutes on a busy machine. Needs:
-pip install torch==2.13.0 diffusers==0.42.1. Prints a table; 6 minutes on two cores alone.
+PyTorch counts. On a machine that others use take CORES=1 and read the processor times: two threads
+of OpenMP wait for each other at every operation, and waiting counts as theirs. COMPILE=0 leaves out
+torch.compile. Needs: pip install torch==2.13.0 diffusers==0.42.1. Prints a table; 6 minutes on two
+cores alone.
 """
 
 import os
@@ -26,6 +29,7 @@ from step_speed import COMMON, SIZES
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 ROUNDS, COMPILE = int(os.environ.get("ROUNDS", "10")), os.environ.get("COMPILE", "1") != "0"
+CORES = int(os.environ.get("CORES", "2"))
 W, CLASSES = 1.0, 10
 CASES = {"digits": (64, 16), "8x8": (64, 8), "64x64": (4, 3)}  # images, T
 DIGITS = dict(
@@ -85,7 +89,7 @@ def torch_call(case, *, channels_last, compiled):
   from diffusers import DDIMScheduler
   from torch_unet import UNet
 
-  torch.set_num_threads(2)
+  torch.set_num_threads(CORES)
   batch, num_steps = CASES[case]
   size = shape_of(case)
   form = torch.channels_last if channels_last else torch.contiguous_format
@@ -118,9 +122,10 @@ def torch_call(case, *, channels_last, compiled):
 
 
 def main(cases):
+  os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-CORES:])
   from cfg.base import runtime
 
-  runtime.start(cpu_devices=2)
+  runtime.start(cpu_devices=CORES)
   print("| network | images, T | parameters | | images/s | cfg is faster by | in processor time |")
   print("| --- | --- | --- | --- | --- | --- | --- |")
   for case in cases:
