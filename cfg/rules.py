@@ -322,14 +322,15 @@ def projected(
 
     def guided(z, logsnr, before):
       cond, uncond = branches(networks[MAIN], z=z, logsnr=logsnr, y=y, other_y=null_label)
+      difference = cond - uncond
       ratio = jnp.exp(-0.5 * logsnr)  # sigma / alpha: x_cond - x_uncond = -ratio (cond - uncond)
-      direction = -ratio * (cond - uncond) + momentum * before
+      direction = difference - momentum * before / ratio  # -G / ratio
       x_cond = diffusion.x_from_eps(z=z, eps=cond, logsnr=logsnr)
-      update = _shortened(direction, norm_limit)
-      along = _projection(update, x_cond)
-      update = (update - along) + parallel * along
-      eps = cond - expand(w, z) * update / ratio
-      return Guided(eps, aux=gap(cond, uncond)), direction
+      update = _shortened(direction, None if norm_limit is None else norm_limit / ratio)
+      update += (parallel - 1) * _projection(update, x_cond)
+      # as what it adds to the paper's rule, so that the neutral settings add 0 exactly
+      eps = mix(eps_cond=cond, eps_uncond=uncond, w=w) + expand(w, z) * (update - difference)
+      return Guided(eps, aux=gap(cond, uncond)), -ratio * direction
 
     return guided
 
@@ -341,7 +342,7 @@ def projected(
   )
 
 
-def _shortened(a: Array, limit: float | None) -> Array:
+def _shortened(a: Array, limit: Array | None) -> Array:
   """Each sample of `a`, its norm at most `limit`."""
   if limit is None:
     return a
