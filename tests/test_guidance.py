@@ -349,6 +349,10 @@ def test_projection_leaves_out_the_parallel_part_and_keeps_momentum():
   np.testing.assert_allclose(across, 0, atol=1e-4)
   norms = np.linalg.norm(update, axis=1)
   assert np.all(norms <= 2 * 0.3 + 1e-4) and norms.max() > 0.01
+  # the whole of it, where it is longer than the limit, is as long as the limit
+  short = rules.projected(null_label=NULL, norm_limit=0.3)
+  whole = x_of(apply(short, wave_eps, z=Z, logsnr=0.5, y=Y, w=2.0)[0].eps) - x_of(cond)
+  np.testing.assert_allclose(np.linalg.norm(np.reshape(whole, (3, -1)), axis=1), 0.6, rtol=1e-4)
   gap = x_of(cond) - x_of(uncond)
   np.testing.assert_allclose(memory, gap, rtol=1e-4, atol=1e-5)
   _, memory = apply(rule, wave_eps, z=Z, logsnr=0.5, y=Y, w=2.0, memory=memory)
