@@ -229,8 +229,10 @@ def temporal_rescaling(*, data_std: float) -> Rule:
     raise ValueError(f"data_std is a standard deviation above 0, got {data_std}")
 
   def factor(logsnr, w):
-    # the same as (1 + w) / (1 + w / (n s^2 + 1)): exactly 1 where w is 0
-    return (1 + w) / (1 + jax.nn.sigmoid(-logsnr - 2 * jnp.log(data_std)) * w)
+    # the same as (1 + w) / (1 + w / (n s^2 + 1)): exactly 1 where w is 0, and 0 where it is -1,
+    # also in pure noise, where the denominator is 0 too
+    denominator = 1 + jax.nn.sigmoid(-logsnr - 2 * jnp.log(data_std)) * w
+    return (1 + w) / jnp.maximum(denominator, 1e-30)
 
   return _scaled(factor)
 
@@ -297,7 +299,7 @@ def cfg_plus_plus(*, null_label: int) -> Rule:
     return guided
 
   calls = lambda logsnr: {MAIN: 2}
-  return Rule(nothing, apply, calls, strength="lambda", sets_renoise=True)
+  return Rule(nothing, apply, calls, strength="lambda", least=0.0, sets_renoise=True)
 
 
 def projected(

@@ -78,6 +78,22 @@ def test_a_neutral_strength_changes_nothing_at_any_level(name):
       assert np.all(np.asarray(change(Z, jnp.float32(1.5))) != Z)
 
 
+@pytest.mark.parametrize("name", RULES)
+def test_the_least_strength_means_something(name):
+  """Finite at every level; of the paper's rule and CFG++ the unconditional model, bit for bit, and
+  of a second network its own estimate: below it lies what no branch says.
+  """
+  rule = RULES[name]
+  for logsnr in (-20.0, 0.5, 20.0):
+    got = eps_of(rule, w=np.float32(rule.least), logsnr=logsnr)
+    assert np.isfinite(got).all()
+    if name in ("classifier_free", *UNCONDITIONAL):
+      null = jnp.full_like(Y, NULL)
+      np.testing.assert_array_equal(got, eps_of(CONDITIONAL, w=0.0, logsnr=logsnr, y=null))
+    if name == "second_network":
+      np.testing.assert_array_equal(got, plain.quiet_eps(Z, jnp.full(3, logsnr), Y))
+
+
 @pytest.mark.parametrize("name", rules.RULES)
 def test_an_interval_and_a_ramp_go_round_every_rule_that_acts_on_the_estimate(name):
   """Bit for bit: the rule itself inside of an interval and in one without ends, the conditional
