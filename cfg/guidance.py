@@ -256,7 +256,7 @@ def ramped(
   """`rule` with strength w ramp(p), p = 1 - u(lambda): 0 in pure noise, 1 at the end.
 
   Wang et al. 2024 (arXiv 2404.13040), for the mix as a difference from the conditional model: every
-  ramp has mean 1 over the paper's grid.
+  ramp has mean 1 over the paper's grid, and none is above 2, so that the least strength is halved.
 
   Args:
     rule: one that has an unguided form, which it takes where the strength is 0.
@@ -280,7 +280,7 @@ def ramped(
 
     return guided
 
-  return rule._replace(apply=apply, tilts=False)
+  return rule._replace(apply=apply, least=rule.least / 2, tilts=False)
 
 
 def _check_acts_on_eps(rule: Rule, what: str) -> None:

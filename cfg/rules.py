@@ -229,8 +229,10 @@ def temporal_rescaling(*, data_std: float) -> Rule:
     raise ValueError(f"data_std is a standard deviation above 0, got {data_std}")
 
   def factor(logsnr, w):
-    # the same as (1 + w) / (1 + w / (n s^2 + 1)): exactly 1 where w is 0
-    return (1 + w) / (1 + jax.nn.sigmoid(-logsnr - 2 * jnp.log(data_std)) * w)
+    # the same as (1 + w) / (1 + w / (n s^2 + 1)): exactly 1 where w is 0, and 0 where it is -1,
+    # also in pure noise, where the denominator is 0 too
+    denominator = 1 + jax.nn.sigmoid(-logsnr - 2 * jnp.log(data_std)) * w
+    return (1 + w) / jnp.maximum(denominator, 1e-30)
 
   return _scaled(factor)
 
@@ -297,7 +299,7 @@ def cfg_plus_plus(*, null_label: int) -> Rule:
     return guided
 
   calls = lambda logsnr: {MAIN: 2}
-  return Rule(nothing, apply, calls, strength="lambda", sets_renoise=True)
+  return Rule(nothing, apply, calls, strength="lambda", least=0.0, sets_renoise=True)
 
 
 def projected(
@@ -322,14 +324,15 @@ def projected(
 
     def guided(z, logsnr, before):
       cond, uncond = branches(networks[MAIN], z=z, logsnr=logsnr, y=y, other_y=null_label)
+      difference = cond - uncond
       ratio = jnp.exp(-0.5 * logsnr)  # sigma / alpha: x_cond - x_uncond = -ratio (cond - uncond)
-      direction = -ratio * (cond - uncond) + momentum * before
+      direction = difference - momentum * before / ratio  # -G / ratio
       x_cond = diffusion.x_from_eps(z=z, eps=cond, logsnr=logsnr)
-      update = _shortened(direction, norm_limit)
-      along = _projection(update, x_cond)
-      update = (update - along) + parallel * along
-      eps = cond - expand(w, z) * update / ratio
-      return Guided(eps, aux=gap(cond, uncond)), direction
+      update = _shortened(direction, None if norm_limit is None else norm_limit / ratio)
+      update += (parallel - 1) * _projection(update, x_cond)
+      # as what it adds to the paper's rule, so that the neutral settings add 0 exactly
+      eps = mix(eps_cond=cond, eps_uncond=uncond, w=w) + expand(w, z) * (update - difference)
+      return Guided(eps, aux=gap(cond, uncond)), -ratio * direction
 
     return guided
 
@@ -341,7 +344,7 @@ def projected(
   )
 
 
-def _shortened(a: Array, limit: float | None) -> Array:
+def _shortened(a: Array, limit: Array | None) -> Array:
   """Each sample of `a`, its norm at most `limit`."""
   if limit is None:
     return a

@@ -315,64 +315,6 @@ def integrate(sampler, start, grid):
   return z.reshape(-1)
 
 
-def end_of(sampler, grid, noises):
-  """z at the grid's end by the sampler's steps on exact Gaussian denoisers, from z_1 of the data's
-  own law: a function of the T standard normal numbers that are drawn.
-  """
-  guided = guidance.conditional().apply(
-    {guidance.MAIN: gaussian_eps}, w=0.0, y=jnp.zeros(1, jnp.int32), keys=None
-  )
-  denoise = sampling.make_denoise(guided, limit=limits.no_limit())
-  z = gaussian_mean(grid[0]) + jnp.sqrt(gaussian_var(grid[0])) * noises[0]
-  memory = sampler.init(z.reshape(1, 1, 1, 1))
-
-  def body(carry, inputs):
-    logsnr_t, logsnr_s, noise = inputs
-    levels = dict(logsnr_t=logsnr_t, logsnr_s=logsnr_s, noise=noise.reshape(1, 1, 1, 1))
-    z, _, memory, _, _ = sampler.step(denoise, *carry, (), **levels, last=False)
-    return (z, memory), None
-
-  inputs = (grid[:-1], grid[1:], noises[1:])
-  (z, _), _ = jax.lax.scan(body, (z.reshape(1, 1, 1, 1), memory), inputs)
-  return z.reshape(())
-
-
-def gaussian_mean(logsnr):
-  return diffusion.alpha(logsnr) * MU_C
-
-
-def gaussian_var(logsnr):
-  return diffusion.alpha(logsnr) ** 2 * S_C**2 + diffusion.sigma(logsnr) ** 2
-
-
-STOCHASTIC = {
-  "ancestral": (lambda T: sampling.ancestral(var_interp=0.3), 0.9),
-  "ddim": (lambda T: sampling.ddim(eta=0.5), 0.9),
-  "dpm_solver_pp_2m": (lambda T: sampling.dpm_solver_pp_2m(eta=1.0), 1.8),
-  "dpm_solver_pp_2m of eta 0.5": (lambda T: sampling.dpm_solver_pp_2m(eta=0.5), 1.8),
-  "heun": (lambda T: sampling.heun(churn=8.0, num_levels=T, lowest=-3.0), 1.8),
-}
-
-
-@pytest.mark.parametrize("name", STOCHASTIC)
-def test_order_of_the_moments(name):
-  """On Gaussian data the mean is exact, and the variance's error falls as T^-order; both are had
-  without sampling, since z is linear in what is drawn.
-  """
-  make, order = STOCHASTIC[name]
-  errors = []
-  for num_steps in (33, 65):
-    grid = jnp.float32(
-      schedules.sampling_grid(num_steps=num_steps, logsnr_min=-3, logsnr_max=4, spacing="logsnr")
-    )
-    end = functools.partial(end_of, make(num_steps), grid)
-    mean, gradient = jax.jit(jax.value_and_grad(end))(jnp.zeros(num_steps))
-    np.testing.assert_allclose(mean, gaussian_mean(grid[-1]), atol=1e-5)
-    assert np.abs(gradient[2:]).min() > 0  # every noise counts
-    errors.append(abs(np.sum(np.square(np.float64(gradient))) - gaussian_var(grid[-1])))
-  assert np.log2(errors[0] / errors[1]) > order, errors
-
-
 def one_step(sampler, z, *, noise, logsnr_t=-1.0, logsnr_s=0.5):
   """z_s of a first step on the exact Gaussian denoisers."""
   guided = guidance.conditional().apply(

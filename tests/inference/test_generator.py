@@ -162,6 +162,25 @@ def test_a_guide_of_another_architecture(network, config, mesh1):
   assert np.any(run(params, 1.0) != run(other, 1.0))
 
 
+def test_separate_networks_of_the_same_weights_are_a_joint_one(network, config, over8, mesh1):
+  """A network without classes, the joint one with the null label's row moved into a bias, guides as
+  the null label does: the same images.
+  """
+  config.guidance.update(rule="second_network", guide="elsewhere")
+  model, params = network
+  alone = model.clone(class_rows=0)
+  guide = {"guide": lambda params: unet.make_eps_fn(alone, params)}
+  made = generator(network, config, mesh1, networks=guide)
+  level = dict(params["cond"])
+  table = level.pop("class_emb")
+  bias = level["dense1"]["bias"] + table["bias"] + table["kernel"][3]
+  level["dense1"] = level["dense1"] | {"bias": bias}
+  weights = {guidance.MAIN: params, "guide": params | {"cond": level}}
+  separate, joint = made(weights, **SAMPLES, w=2.0).astype(int), draw(over8, network, w=2.0)
+  assert np.abs(separate - joint).max() <= 1 and np.mean(separate != joint) < 0.05
+  assert np.mean(draw(over8, network, w=0.0) != joint) > 0.5  # that is guided
+
+
 @pytest.mark.parametrize("rule", ["classifier_free", "classifier"])
 def test_flops_are_those_of_the_whole_program(network, config, mesh1, rule):
   """Calls times the cost of one are what the jaxpr of the whole sampler counts: of an unguided
