@@ -60,8 +60,8 @@ def check_values(config: ConfigDict) -> None:
   """Raise UserError for values that no run could use: of one field (`cfg.base.fields`), or of two
   that do not fit each other. Fields that a config lacks are not asked for.
   """
-  fields.check_methods(config)
   fields.check_each(config)
+  fields.check_methods(config)
   value = dict(fields.leaves(config))
   logsnr_min, logsnr_max = value.get("schedule.logsnr_min"), value.get("schedule.logsnr_max")
   if logsnr_min is not None and logsnr_max is not None and logsnr_min >= logsnr_max:
