@@ -14,10 +14,11 @@ from cfg.base import sharding
 from cfg.base.errors import UserError
 from cfg.data import sources
 from cfg.guidance import MAIN
-from cfg.inference import checks, meter, network
+from cfg.inference import checks, meter, network, program
 from cfg.inference.program import GUIDE
 from cfg.metrics import meter as meter_numbers
 from cfg.models import unet
+from cfg.training import loop
 
 # two classes of two images each, of two pixels, one image in common: the label is worth half a bit
 PICTURES = np.array([[[0, 0], [255, 128]], [[255, 128], [0, 255]]], np.uint8)
@@ -246,3 +247,28 @@ def test_estimates_that_are_not_finite(pictures, mesh1, config):
   """A network that diverged has no meter, and this says so."""
   with pytest.raises(UserError, match="not finite"):
     measurement(BRANCHES, pictures, mesh1, config)(jnp.float32(np.nan))
+
+
+def test_an_interval_that_was_not_measured(config):
+  """No program is made of it."""
+  config.guidance.interval = "meter"
+  with pytest.raises(UserError, match="which is of a trained network"):
+    program.from_config(config, image_shape=(1, 1, 1), null_label=0, networks={})
+
+
+@pytest.mark.parametrize(
+  "changes, words",
+  [
+    ({"meter.every_steps": 2, "train.p_uncond": 0.0}, "nothing to measure"),
+    ({"meter.every_steps": 2, "meter.num_levels": 0}, "nothing to measure"),
+    ({"guidance.interval": "meter"}, "preview.every_steps draws while it trains"),
+    ({"meter.every_steps": 2, "train.objective": "classify", "preview.every_steps": 0}, "classif"),
+  ],
+)
+def test_what_cannot_be_measured_while_training(config, mesh1, changes, words):
+  """Refused before the first step."""
+  for name, value in changes.items():
+    section, field = name.split(".")
+    config[section][field] = value
+  with pytest.raises(UserError, match=words):
+    loop.check_trainable(config, mesh=mesh1)
