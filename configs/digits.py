@@ -191,6 +191,7 @@ def get_config():
       # T is the largest at which a guided sample takes at most so many evaluations of the networks;
       # None: sampler.num_steps
       evaluations=config_dict.placeholder(int),
+      gflops=config_dict.placeholder(float),  # the same in 1e9 FLOPs, which a gradient has more of
       # Fréchet distances of fewer images than Inception has features: they mean little
       allow_few=False,
       # also Inception's at infinitely many images, where blocks are large enough

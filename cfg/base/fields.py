@@ -216,6 +216,7 @@ FIELDS: dict[str, Values] = {
   "sweep.eta": several(ETA),
   "sweep.spacing": several(TEXT),
   "sweep.ema_decays": several(DECAY),
+  "sweep.gflops": optional(POSITIVE),
   "sweep.evaluations": optional(integer(2, "a number of evaluations for each sample")),
   "sweep.allow_few": FLAG,
   "sweep.extrapolate": FLAG,

@@ -14,7 +14,7 @@ from cfg.inference.network import Network
 from cfg.report import table
 
 # of the section sweep: what each row has for itself, and what only decides how fast it is drawn
-PER_ROW = {"w", "ema", "methods", "evaluations", *(axis.field for axis in table.AXES)}
+PER_ROW = {"w", "ema", "methods", "evaluations", "gflops", *(axis.field for axis in table.AXES)}
 SPEED = {"batch_size"}
 
 

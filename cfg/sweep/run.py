@@ -26,11 +26,12 @@ from cfg.features.references import Measured
 from cfg.guidance import MAIN
 from cfg.inference import checks, meter, network, program
 from cfg.inference.generator import Generator
+from cfg.inference.network import Network
 from cfg.metrics import summary
 from cfg.report import page, table
 from cfg.sweep import strength
 from cfg.sweep.provenance import fingerprint, provenance, shared
-from cfg.sweep.variant import Variant, combinations, within_evaluations
+from cfg.sweep.variant import Variant, combinations, within_budget
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +73,7 @@ def sweep(config: ConfigDict, *, dataset: Dataset, mesh: Mesh, workdir) -> dict[
   variants = []
   for method, single, networks in drawn:
     single = meter.resolved(single, meters.get(networks[MAIN].weights_sha256))
-    single = within_evaluations(single)
+    single = within_budget(single, flops_of(single, networks))
     facts = provenance(single, settings, networks=networks, measured=measured)
     folder = workdir / "sweep" / fingerprint(facts)
     folder.mkdir(parents=True, exist_ok=True)
@@ -87,6 +88,14 @@ def sweep(config: ConfigDict, *, dataset: Dataset, mesh: Mesh, workdir) -> dict[
     workdir=workdir,
     by_level={"meters": list(meters.values()), "directions": directions},
   )
+
+
+def flops_of(config: ConfigDict, networks: Mapping[str, Network]) -> dict[str, int] | None:
+  """{role: FLOPs of one evaluation}, which only a limit of them asks for."""
+  if config.sweep.gflops is None:
+    return None
+  drawing = network.make_program(config, networks)
+  return program.flops_of_calls(drawing, network.parameters(networks))
 
 
 def report(
@@ -232,16 +241,17 @@ def check(config: ConfigDict, *, dataset: Dataset, mesh: Mesh) -> ConfigDict:
   Raises:
     UserError: settings, data or a judge that cannot give the numbers.
   """
-  if config.sweep.evaluations is not None and config.sweep.num_steps:
-    raise UserError(
-      "sweep.evaluations and sweep.num_steps both say how many steps there are: leave one empty."
-    )
+  for name in ("evaluations", "gflops"):
+    if config.sweep[name] is not None and config.sweep.num_steps:
+      raise UserError(
+        f"sweep.{name} and sweep.num_steps both say how many steps there are: leave one empty."
+      )
   for method, single in combinations(config):
     where = f"methods.{method}.sweep.w" if method else "sweep.w"
     check_strengths(single.sweep.w, where=where)
     checks.check_no_particles(single, "a sweep")
     checks.check(single, single.sweep.w, where=where)
-    within_evaluations(checks.with_some_interval(single))
+    within_budget(checks.with_some_interval(single))
   settings = check_settings(config.sweep, num_classes=dataset.num_classes, mesh=mesh)
   extractors = select.outlines(config, dataset=dataset)
   for extractor in extractors:

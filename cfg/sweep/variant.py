@@ -111,25 +111,44 @@ def methods(config: ConfigDict) -> Iterator[tuple[str, ConfigDict]]:
     yield method, changed
 
 
-def within_evaluations(config: ConfigDict) -> ConfigDict:
-  """The config with the largest sampler.num_steps at which a guided sample takes no more than
-  sweep.evaluations; where that is None, as it is.
+def within_budget(config: ConfigDict, flops: Mapping[str, int] | None = None) -> ConfigDict:
+  """The config with the largest sampler.num_steps at which a guided sample costs no more than
+  sweep.evaluations, and no more than sweep.gflops; without either, as it is.
+
+  Args:
+    config: of one sampler.
+    flops: {role: of one evaluation}; without them sweep.gflops is not looked at.
 
   Raises:
-    UserError: two steps already take more.
+    UserError: two steps already cost more.
   """
-  most = config.sweep.evaluations
-  if most is None:
+  settings = config.sweep
+  limits: list[tuple[str, float, Mapping[str, int]]] = []  # name, most, {role: each evaluation's}
+  if settings.evaluations is not None:
+    each = dict.fromkeys(program.roles(config), 1)
+    limits.append(("sweep.evaluations", settings.evaluations, each))
+  if settings.gflops is not None and flops is not None:
+    limits.append(("sweep.gflops", settings.gflops * 1e9, flops))
+  if not limits:
     return config
   fitting = config.copy_and_resolve_references()
-  for num_steps in range(most, 1, -1):
+
+  def exceeded(num_steps):
+    """The limits that so many steps are beyond."""
     fitting.sampler.num_steps = num_steps
     drawing = program.from_config(fitting, image_shape=(1, 1, 1), null_label=0, networks={})
-    if sum(program.nfe(drawing).values()) <= most:
+    calls = program.nfe(drawing).items()
+    return [limit for limit in limits if sum(n * limit[2][role] for role, n in calls) > limit[1]]
+
+  # no step takes less than one evaluation
+  longest = min(int(most // min(each.values())) for _, most, each in limits)
+  for num_steps in range(longest, 1, -1):
+    if not exceeded(num_steps):
       return fitting
+  name, most, _ = exceeded(2)[0]
   raise UserError(
-    f"sweep.evaluations is {most}: two steps of sampler.name {config.sampler.name!r} with "
-    f"guidance.rule {config.guidance.rule!r} take more. Raise it."
+    f"{name} is {most / (1e9 if name == 'sweep.gflops' else 1):g}: two steps of sampler.name "
+    f"{config.sampler.name!r} with guidance.rule {config.guidance.rule!r} cost more. Raise it."
   )
 
 

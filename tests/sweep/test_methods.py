@@ -52,7 +52,7 @@ def test_every_method_has_its_evaluations(method):
   """
   config = dict(variant.combinations(digits_methods.get_config()))[method]
   config = checks.with_some_interval(config)  # the whole range, where the meter is to give one
-  fitting = variant.within_evaluations(config)
+  fitting = variant.within_budget(config)
 
   def evaluations(config):
     drawing = program.from_config(config, image_shape=(1, 1, 1), null_label=0, networks={})
@@ -63,6 +63,23 @@ def test_every_method_has_its_evaluations(method):
   assert evaluations(fitting) > 64
   expected = {"classifier_free": 32, "low_temperature": 64, "truncation_ddim": 64}
   assert fitting.sampler.num_steps - 1 == expected.get(method, fitting.sampler.num_steps - 1)
+
+
+def test_a_budget_of_flops():
+  """A gradient that costs three evaluations leaves half the steps of one that costs as much; the
+  tighter of two limits holds; a limit that no two steps keep is named.
+  """
+  config = dict(variant.combinations(digits_methods.get_config()))["classifier"]
+  steps = lambda flops: variant.within_budget(config, flops).sampler.num_steps
+  config.sweep.update(evaluations=None, gflops=64e-9)
+  assert steps({"main": 1, "guide": 1}) == 32 and steps({"main": 1, "guide": 3}) == 16
+  assert steps({"main": 2, "guide": 2}) == 16 and steps(None) == config.sampler.num_steps
+  config.sweep.evaluations = 20
+  assert steps({"main": 1, "guide": 1}) == 10 and steps({"main": 1, "guide": 9}) == 6
+  with pytest.raises(UserError, match="sweep.gflops is 6.4e-08: two steps"):
+    steps({"main": 1, "guide": 32})
+  with pytest.raises(UserError, match="sweep.gflops is"):
+    steps({"main": 100, "guide": 100})
 
 
 def test_the_methods_of_the_digits_can_be_swept(digits, mesh1):
