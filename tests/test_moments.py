@@ -65,11 +65,11 @@ def drawn(sampler, grid):
 
 
 STOCHASTIC = {
-  "ancestral": (lambda T: sampling.ancestral(var_interp=0.3), 0.9),
-  "ddim": (lambda T: sampling.ddim(eta=0.5), 0.9),
-  "dpm_solver_pp_2m": (lambda T: sampling.dpm_solver_pp_2m(eta=1.0), 1.8),
-  "dpm_solver_pp_2m of eta 0.5": (lambda T: sampling.dpm_solver_pp_2m(eta=0.5), 1.8),
-  "heun": (lambda T: sampling.heun(churn=8.0, num_levels=T, lowest=LOW), 1.7),
+  "ancestral": (lambda T: sampling.ancestral(var_interp=0.3), (0.9, 1.1)),
+  "ddim": (lambda T: sampling.ddim(eta=0.5), (0.9, 1.1)),
+  "dpm_solver_pp_2m": (lambda T: sampling.dpm_solver_pp_2m(eta=1.0), (1.8, 2.5)),
+  "dpm_solver_pp_2m of eta 0.5": (lambda T: sampling.dpm_solver_pp_2m(eta=0.5), (1.8, 2.5)),
+  "heun": (lambda T: sampling.heun(churn=8.0, num_levels=T, lowest=LOW), (1.7, 2.2)),
 }
 
 
@@ -79,7 +79,7 @@ def test_order_of_the_moments(name):
   log-SNR; every sampler that can draw noise is here.
   """
   assert {key.split(" of ")[0] for key in STOCHASTIC} == sampling.SAMPLERS.keys()
-  make, order = STOCHASTIC[name]
+  make, (least, most) = STOCHASTIC[name]
   errors = []
   for num_steps in (65, 129):
     grid = schedules.sampling_grid(
@@ -89,4 +89,6 @@ def test_order_of_the_moments(name):
     assert sampler.stochastic
     errors.append(np.abs(drawn(sampler, np.float32(grid)) - moments(grid[-1])))
   orders = np.log2(errors[0] / errors[1])
-  assert np.all(orders > order) and np.all(errors[1] < 0.02), (orders, errors)
+  # above its order too something is wrong: what does not vanish cancels an error that does
+  assert np.all((orders > least) & (orders < most)), (orders, errors)
+  assert np.all(errors[1] < 0.02), errors
