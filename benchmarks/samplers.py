@@ -28,7 +28,9 @@ MOST = (32, 16)  # evaluations of a sample
 STEPS, BATCH, BLOCKS = 256, 250, 10
 SEEDS = (0, 1)
 SAMPLERS = {
-  "ancestral": dict(name="ancestral"),
+  "ancestral, v = 0.3": dict(name="ancestral", var_interp=0.3),
+  "ancestral, v = 0.5": dict(name="ancestral", var_interp=0.5),
+  "ancestral, v = 0.7": dict(name="ancestral", var_interp=0.7),
   "ddim": dict(name="ddim", eta=0.0),
   "ddim, eta = 0.5": dict(name="ddim", eta=0.5),
   "heun": dict(name="heun"),

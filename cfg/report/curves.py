@@ -10,6 +10,8 @@ from cfg.metrics.metric import Metric
 from cfg.report import drawing
 
 COLUMNS = 3
+# of the axis in methods.png
+MOST_OF_BEST = 2.5
 
 
 class Panel(NamedTuple):
@@ -110,6 +112,7 @@ def write_methods(path, *, series, pairs, real, title) -> None:
   axes = figure.subplots(rows, columns, squeeze=False).ravel()
   for place, (x, y) in zip(axes, pairs):
     _lines(place, x, y, series=series, real=real)
+    _cut(place, y, series=series)
     place.grid(alpha=0.25)
   for place in axes[len(pairs) :]:
     place.set_visible(False)
@@ -117,6 +120,17 @@ def write_methods(path, *, series, pairs, real, title) -> None:
   figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=9, frameon=False)
   figure.suptitle(title, fontsize=10)
   drawing.save(figure, path)
+
+
+def _cut(axes, y, *, series):
+  """End the axis of y at MOST_OF_BEST times the worst of the lines' lowest values, where they go
+  further: strong guidance would leave no room for the rest.
+  """
+  lowest = [np.nanmin(_values(rows, y)[0]) for rows in series.values()]
+  top = MOST_OF_BEST * max(lowest)
+  if axes.get_ylim()[1] > top > 0:
+    axes.set_ylim(top=top)
+    axes.set_title(f"{axes.get_title()}, up to {top:.2g}")
 
 
 def _trade(axes, x, y, *, series, real):

@@ -111,3 +111,5 @@ def test_the_figure_has_a_line_for_each_method(monkeypatch):
   lines = {c.get_label(): c.lines[0].get_xydata() for c in axes.containers}
   assert set(lines) == {"plain", "weak"}
   assert np.allclose(lines["plain"], [(5, 1), (9, 3)])
+  # the lowest of the worse line is 1.5, and the highest point 9
+  assert axes.get_ylim() == (0, 2.5 * 1.5) and axes.get_title().endswith("up to 3.8")
