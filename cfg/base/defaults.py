@@ -74,5 +74,4 @@ def complete(values: Mapping[str, Any]) -> dict[str, Any]:
     if name in NETWORK_DEFAULTS and value == NETWORK_DEFAULTS[name]:
       continue
     fields[new_name] = value if read is None else read(value, {**defaults, **given})
-  empty = {name: {} for name, section in base().items() if section == {}}  # as methods
-  return {**empty, **trees.unflatten({**defaults, **fields}, separator=".")}
+  return trees.unflatten({**defaults, **fields}, separator=".")

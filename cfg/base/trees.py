@@ -6,11 +6,11 @@ import numpy as np
 
 
 def flatten(tree, *, separator="/", prefix=""):
-  """{"cond/dense0/kernel": leaf, ...} of nested dicts."""
+  """{"cond/dense0/kernel": leaf, ...} of nested dicts; an empty one is a leaf."""
   flat = {}
   for key, value in tree.items():
     name = f"{prefix}{key}"
-    if isinstance(value, dict):
+    if isinstance(value, dict) and value:
       flat.update(flatten(value, separator=separator, prefix=f"{name}{separator}"))
     else:
       flat[name] = value
