@@ -95,7 +95,7 @@ def write(workdir: pathlib.Path, report: Report) -> dict:
 
 def text(content: Mapping) -> str:
   """The table of a sweep, that of its differences, which one row has not, its methods against each
-  other, and its gauge, and its networks' meters.
+  other, its gauge, and its networks' meters.
   """
   parts = (
     table.table(content),

@@ -84,7 +84,8 @@ def test_a_budget_of_flops():
 
 def test_the_methods_of_the_digits_can_be_swept(digits, mesh1):
   """Every one passes the checks that come before any work."""
-  run.check(digits_methods.get_config(), dataset=digits, mesh=mesh1)
+  settings = run.check(digits_methods.get_config(), dataset=digits, mesh=mesh1)
+  assert settings.num_samples == 1500 and len(settings.methods) == 8
 
 
 @pytest.mark.parametrize(
