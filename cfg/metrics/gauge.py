@@ -12,6 +12,8 @@ from cfg.metrics.scores import jackknife_error
 
 # effective samples of each class, their share of its samples, and the two sums' relative difference
 LEAST_SAMPLES, LEAST_SHARE, MOST_DIFFERENCE = 100, 0.1, 0.1
+# standard errors by which log Z / w may fall as w grows
+MOST_FALL = 2.0
 
 
 def information(*, gap: np.ndarray, logsnr: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -79,6 +81,25 @@ def tilt(*, log_weight: np.ndarray, y: np.ndarray) -> dict[str, Any]:
   }
 
 
+def falls(*, w: np.ndarray, log_z: np.ndarray, err: np.ndarray) -> np.ndarray:
+  """[R]: whether log Z / w lies below that of a smaller w, or below 0, by more than MOST_FALL
+  standard errors.
+
+  log Z(w) = log E[(p(x|c) / p(x))^w] over p(x|c) is convex and 0 at w = 0, with the slope
+  KL(p(x|c) || p(x)) there: of exact networks log Z / w does not fall. Where it does, samples that
+  weigh most were not drawn, which neither the error nor the effective sample size of those that
+  were can tell.
+
+  Args:
+    w: [R] above 0, of one variant.
+    log_z: [R].
+    err: [R] its standard errors.
+  """
+  w, slope, error = np.asarray(w), np.divide(log_z, w), np.divide(err, w)
+  below = slope[None] - slope[:, None] > MOST_FALL * np.hypot(error[None], error[:, None])
+  return np.any(below & (w[None] < w[:, None]), axis=1) | (slope < -MOST_FALL * error)
+
+
 def summarise(
   *,
   gap: np.ndarray,
@@ -92,7 +113,7 @@ def summarise(
   resolved.
 
   Errors are the jackknife's, without each block in turn. With few samples log Z of a class and the
-  effective sample size are biased low.
+  effective sample size are biased low; rows of several strengths can show it (`falls`).
 
   Args:
     gap: [N,T].

@@ -3,7 +3,15 @@
 import math
 from collections.abc import Mapping
 
+import numpy as np
+
+from cfg.metrics import gauge
 from cfg.report import table
+
+FALLS = (
+  "log Z / w lies below that of a smaller w, which of exact networks it cannot: samples that weigh "
+  "most were not drawn"
+)
 
 
 def text(content: Mapping) -> str:
@@ -12,6 +20,8 @@ def text(content: Mapping) -> str:
   if not rows:
     return ""
   axes = table.axes_of(content["rows"])
+  wrong = [id(row) for variant in table.by_variant(rows).values() for row in _falling(variant)]
+  rows = [_without_tilt(row) if id(row) in wrong else row for row in rows]
   resolved = any("log_z" in row for row in rows)
   head = [table.symbol_of(rows), *(axis.title for axis in axes), "I", "±"]
   lines = [head + (["log Z", "±", "KL", "±", "ESS"] if resolved else [])]
@@ -45,3 +55,16 @@ def text(content: Mapping) -> str:
     for reason, strengths in reasons.items()
   ]
   return "\n".join(["What guidance did:", table.aligned(lines), *notes])
+
+
+def _falling(variant):
+  """The rows of one variant whose log Z has fallen below what a smaller strength allows."""
+  found = [row for row in variant if "log_z" in row and row["w"] > 0]
+  get = lambda name: np.array([row[name] for row in found], float)
+  fallen = gauge.falls(w=get("w"), log_z=get("log_z"), err=get("log_z_err"))
+  return [row for row, falls in zip(found, fallen) if falls]
+
+
+def _without_tilt(row):
+  """A row that does not say what its weights say, but why not."""
+  return {name: row[name] for name in row if name != "log_z"} | {"tilt_unresolved": FALLS}

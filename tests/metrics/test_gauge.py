@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.special
+import scipy.stats
 import sklearn.datasets
 
 from cfg import diffusion, guidance, limits, rules, sampling, schedules
@@ -164,90 +165,206 @@ def test_in_64_dimensions():
 
 
 class Digits:
-  """scikit-learn's digits as ten equal classes N(mean, covariance), the latter shrunk by 10%: the
-  exact networks of one class and of all.
-  """
+  """scikit-learn's digits as ten equal classes N(mean, covariance), the latter shrunk by 10%."""
 
-  def __init__(self, label):
+  def __init__(self):
     images, labels = sklearn.datasets.load_digits(return_X_y=True)
     own = [images[labels == c] / 8 - 1 for c in range(10)]
-    self.label, self.means = label, np.array([x.mean(axis=0) for x in own])
+    self.means = np.array([x.mean(axis=0) for x in own])
     covariances = np.array([np.cov(x.T) for x in own])
     spherical = np.trace(covariances, axis1=1, axis2=2)[:, None, None] / 64 * np.eye(64)
     # columns of `axes` are those along which a class varies by itself, by `variances`
     self.variances, self.axes = np.linalg.eigh(0.9 * covariances + 0.1 * spherical)
 
+  def networks(self):
+    """Exact ones: of the class of the first label, and of all."""
+    every = np.arange(10)
+    return {
+      guidance.MAIN: lambda z, logsnr, y: self.eps(z, logsnr, y[:1]),
+      "guide": lambda z, logsnr, y: self.eps(z, logsnr, every),
+    }
+
   def eps(self, z, logsnr, classes):
     """-sigma grad log p of some classes together."""
-    axes = np.float32(np.moveaxis(self.axes[classes], 0, 1).reshape(64, -1))
-    means = np.float32(np.einsum("kd,kde->ke", self.means[classes], self.axes[classes]))
+    axes, means = jnp.float32(self.axes)[classes], jnp.float32(self.means)[classes]
+    means = jnp.einsum("kd,kde->ke", means, axes)
+    axes = jnp.moveaxis(axes, 0, 1).reshape(64, -1)
     alpha, sigma = diffusion.alpha(logsnr[0]), diffusion.sigma(logsnr[0])
     offset = (z @ axes).reshape(len(z), len(classes), 64) - alpha * means[None]
-    var = (alpha**2 * np.float32(self.variances[classes]) + sigma**2)[None]
+    var = (alpha**2 * jnp.float32(self.variances)[classes] + sigma**2)[None]
     share = jax.nn.softmax(-0.5 * jnp.sum(offset**2 / var + jnp.log(var), axis=2))
     return sigma * ((share[:, :, None] * offset / var).reshape(len(z), -1) @ axes.T)
 
-  def draw(self, count):
-    """[count,64] of the class itself."""
-    noise = np.random.default_rng(0).normal(size=(count, 64)) * np.sqrt(self.variances[self.label])
-    return self.means[self.label] + noise @ self.axes[self.label].T
+  def draw(self, c, count):
+    """[count,64] of class c."""
+    noise = np.random.default_rng(0).normal(size=(count, 64)) * np.sqrt(self.variances[c])
+    return self.means[c] + noise @ self.axes[c].T
 
-  def log_ratio(self, x):
-    """log p(x|c) / p(x)."""
+  def log_densities(self, x):
+    """[N,10] of each class."""
     along = np.einsum("nkd,kde->nke", x[:, None] - self.means, self.axes)
-    log_p = -0.5 * np.sum(along**2 / self.variances + np.log(self.variances), axis=2)
-    return log_p[:, self.label] - scipy.special.logsumexp(log_p, axis=1) + np.log(10)
+    return -0.5 * np.sum(along**2 / self.variances + np.log(2 * np.pi * self.variances), axis=2)
 
-  def score(self, x):
-    """Where x lies between the mean of all classes and that of its own, in the latter's metric."""
-    axes, variances = self.axes[self.label], self.variances[self.label]
-    apart = (self.means[self.label] - self.means.mean(axis=0)) @ axes / variances
-    return (x - self.means[self.label]) @ axes @ apart
+  def log_ratio(self, x, c):
+    """log p(x|c) / p(x)."""
+    log_p = self.log_densities(x)
+    return log_p[:, c] - scipy.special.logsumexp(log_p, axis=1) + np.log(10)
+
+  def score(self, x, c):
+    """Where x lies between the mean of all classes and that of c, in the latter's metric."""
+    apart = (self.means[c] - self.means.mean(axis=0)) @ self.axes[c] / self.variances[c]
+    return (x - self.means[c]) @ self.axes[c] @ apart
+
+
+DIGITS = Digits()
+
+
+@functools.partial(jax.jit, static_argnames=("sampler", "count"))
+def draw_digits(w, c, *, sampler, count):
+  """(x [count,64], gap [T,count]) of class c, unclipped."""
+  keys = sampling.sample_keys(key=jax.random.key(c), index=jnp.arange(count, dtype=jnp.uint32))
+  x, aux = sampling.sample(
+    networks=DIGITS.networks(),
+    rule=rules.second_network(role="guide"),
+    sampler=sampler,
+    limit=limits.no_limit(),
+    keys=keys,
+    y=jnp.full(count, c),
+    w=w,
+    logsnr=GRID,
+    image_shape=(64,),
+  )
+  return x, aux["gap"]
+
+
+def digits_row(w, *, sampler, classes, count):
+  """(x [K,count,64], log weights [K,count], the row) of K classes."""
+  found = [draw_digits(jnp.float32(w), c, sampler=sampler, count=count) for c in classes]
+  gap = np.concatenate([np.asarray(gap) for _, gap in found], axis=1).T
+  y, blocks = np.repeat(classes, count), np.tile(np.arange(count) % 10, len(classes))
+  row = gauge.summarise(gap=gap, logsnr=GRID, y=y, block_of=blocks, w=w, refused="")
+  log_weight = gauge.log_weights(information=gauge.information(gap=gap, logsnr=GRID)[0], w=w)
+  return np.array([x for x, _ in found], np.float64), log_weight.reshape(-1, count), row
+
+
+def tilted_digits(w, classes):
+  """(log Z, mean score) of the tilted law, averaged over the classes, from draws of each."""
+  log_z, score = [], []
+  for c in classes:
+    real = DIGITS.draw(c, 10_000)
+    tilt = np.exp(w * DIGITS.log_ratio(real, c))
+    log_z.append(np.log(tilt.mean()))
+    score.append(np.average(DIGITS.score(real, c), weights=tilt))
+  return np.mean(log_z), np.mean(score)
+
+
+def mean_score(x, log_weight, classes):
+  """The weighted mean score, averaged over the classes, and its jackknife's error."""
+  score = np.array([DIGITS.score(own, c) for own, c in zip(x, classes)])
+  weight = np.exp(log_weight - log_weight.max(axis=1, keepdims=True))
+  blocks = np.arange(x.shape[1]) % 10
+  of = lambda rows: np.mean(np.average(score[:, rows], axis=1, weights=weight[:, rows]))
+  without = np.array([of(blocks != block) for block in range(10)])
+  return of(blocks >= 0), np.sqrt(9) * without.std()
+
+
+def check_digits(w, *, sampler, classes, count, most):
+  """log Z and the weighted mean are those of the tilted law within 3 standard errors, the former's
+  at most `most`; the plain mean is not.
+  """
+  x, log_weight, row = digits_row(w, sampler=sampler, classes=classes, count=count)
+  log_z, exactly = tilted_digits(w, classes)
+  np.testing.assert_allclose(log_z, w * np.log(10), rtol=0.02)
+  assert abs(row["log_z"] - log_z) < 3 * row["log_z_err"] < 3 * most, (row["log_z"], log_z)
+  mean, err = mean_score(x, log_weight, classes)
+  assert abs(mean - exactly) < 3 * err, (mean, exactly, err)
+  mean, err = mean_score(x, 0 * log_weight, classes)
+  assert abs(mean - exactly) > 3 * err, (mean, exactly, err)
 
 
 def test_on_digits():
-  """Of ten correlated classes in 64 dimensions: at w = 0.1 log Z and the weighted mean are those of
-  the tilted law within 3 standard errors, and the plain mean is not; at w = 1 no weights are left
-  to say so.
-  """
-  law, count = Digits(8), 1000
-  networks = {
-    guidance.MAIN: lambda z, logsnr, y: law.eps(z, logsnr, [law.label]),
-    "guide": lambda z, logsnr, y: law.eps(z, logsnr, range(10)),
-  }
+  """Of correlated classes in 64 dimensions the row tells the tilted law."""
+  check_digits(0.1, sampler=DDIM, classes=(1, 8), count=500, most=0.02)
 
-  @jax.jit
-  def draw(w):
-    keys = sampling.sample_keys(key=jax.random.key(0), index=jnp.arange(count, dtype=jnp.uint32))
-    return sampling.sample(
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sampler, w", [(DDIM, 0.1), (ANCESTRAL, 0.1), (ANCESTRAL, 0.3)])
+def test_on_many_digits(sampler, w):
+  """The same of many samples of all ten."""
+  check_digits(w, sampler=sampler, classes=range(10), count=4000, most=0.006)
+
+
+def test_on_digits_strong_guidance_is_not_resolved():
+  """At w = 1 no weights are left to say what the tilted law is, and the row says so."""
+  *_, row = digits_row(1.0, sampler=DDIM, classes=(1,), count=500)
+  assert "an effective sample size of" in row["tilt_unresolved"] and "log_z" not in row
+
+
+def density(networks, *, w, c, count, dim, num_steps):
+  """(x [N,d], log of the density that DDIM draws it with [N], I [N]): the sampler is a map of the
+  first noise, whose Jacobian is that of a shift which all samples share.
+  """
+  grid = np.float32(schedules.sampling_grid(num_steps=num_steps))
+  keys = sampling.sample_keys(key=jax.random.key(0), index=jnp.arange(count, dtype=jnp.uint32))
+  first = []
+
+  def flow(shift):
+    def start(z, w):
+      first.append(z)
+      return z + shift[None]
+
+    x, aux = sampling.sample(
       networks=networks,
-      rule=rules.second_network(role="guide"),
+      rule=rules.second_network(role="guide")._replace(start=start),
       sampler=DDIM,
       limit=limits.no_limit(),
       keys=keys,
-      y=jnp.zeros(count, jnp.int32),
-      w=w,
-      logsnr=GRID,
-      image_shape=(64,),
+      y=jnp.full(count, c),
+      w=jnp.float32(w),
+      logsnr=grid,
+      image_shape=(dim,),
     )
+    return x, (x, aux["gap"], first[-1])
 
-  w = 0.1
-  x, aux = draw(jnp.float32(w))
-  row = row_of(aux["gap"], w, count)
-  real = law.draw(20_000)
-  tilt = np.exp(w * law.log_ratio(real))
-  log_z = np.log(tilt.mean())
-  np.testing.assert_allclose(log_z, w * np.log(10), rtol=0.02)
-  assert abs(row["log_z"] - log_z) < 3 * row["log_z_err"] < 0.1, (row["log_z"], log_z)
-  score, exactly = law.score(np.asarray(x, np.float64)), np.average(law.score(real), weights=tilt)
-  information = gauge.information(gap=np.asarray(aux["gap"]).T, logsnr=GRID)[0]
+  jacobian, (x, gap, z) = jax.jit(jax.jacfwd(flow, has_aux=True))(jnp.zeros(dim))
+  noise = scipy.stats.norm.logpdf(np.asarray(z, np.float64)).sum(axis=1)
+  volume = np.linalg.slogdet(np.asarray(jacobian, np.float64))[1]
+  information = gauge.information(gap=np.asarray(gap).T, logsnr=grid)[0]
+  return np.asarray(x, np.float64), noise - volume, information
+
+
+@pytest.mark.parametrize("c", [1, 2])
+def test_a_weight_is_the_ratio_of_two_densities(c):
+  """w (1 + w) I of each single sample is log p(x|c)^(1+w) p(x)^(-w) - log p_guided(x), the latter
+  by the change of variables of the whole sampler; what is left halves with the steps. So KL is
+  that of the two densities.
+  """
+  w = 0.3
+  networks = {
+    guidance.MAIN: lambda z, logsnr, y: LINE.eps(z, logsnr, y),
+    "guide": lambda z, logsnr, y: LINE.eps(z, logsnr, jnp.full_like(y, -1)),
+  }
+  left = []
+  for num_steps in (256, 512):
+    x, log_p, information = density(networks, w=w, c=c, count=200, dim=1, num_steps=num_steps)
+    own = scipy.stats.norm.logpdf(x[:, 0], LINE.means[c, 0], LINE.stds[c, 0])
+    log_weight = gauge.log_weights(information=information, w=w)
+    left.append(own + w * LINE.log_ratio(x, c) - log_p - log_weight)
+    kl = exact(c, w)[0] - np.mean(own + w * LINE.log_ratio(x, c) - log_p)
+  coarse, fine = (np.sqrt(np.mean(d**2)) for d in left)
+  assert 0.4 < fine / coarse < 0.6 and fine < 0.02 * np.ptp(log_weight), (coarse, fine)
+  log_z = exact(c, w)[0]
+  assert abs(kl - (log_z - log_weight.mean())) < 0.005 < 0.1 * kl, kl
+
+
+def test_a_weight_is_the_ratio_of_two_densities_of_digits():
+  """The same in 64 dimensions, at w = 1, where no average of weights tells anything any more."""
+  c, w = 8, 1.0
+  x, log_p, information = density(DIGITS.networks(), w=w, c=c, count=32, dim=64, num_steps=STEPS)
+  log_ratio = DIGITS.log_densities(x)[:, c] + w * DIGITS.log_ratio(x, c) - log_p
   log_weight = gauge.log_weights(information=information, w=w)
-  for weights, right in ((log_weight, True), (0 * log_weight, False)):
-    mean, err = (a[0] for a in moments(score, weights))
-    assert (abs(mean - exactly) < 3 * err) == right, (mean, exactly, err)
-  assert 0.01 < row["tilt_kl"] < 0.06
-  row = row_of(draw(jnp.float32(1.0))[1]["gap"], 1.0, count)
-  assert "an effective sample size of" in row["tilt_unresolved"]
+  assert np.std(log_ratio - log_weight) < 0.25 * np.std(log_weight)
+  assert abs(np.mean(log_ratio - log_weight)) < 0.1 < 0.2 * (np.log(10) - log_weight.mean())
 
 
 def test_a_gap_that_is_the_same_everywhere():
@@ -291,6 +408,23 @@ def test_nothing_is_said_that_is_not_resolved():
   falling = even * np.array([4.0, 1, 1, 1, 1])
   assert "too coarse" in of(gap=falling, w=0.1)["tilt_unresolved"]
   assert "log_z" not in of(gap=falling, w=0.1) and "log_z" in of(gap=even, w=0.1)
+
+
+def test_log_z_cannot_fall_below_that_of_smaller_strengths():
+  """Of a convex log Z with log Z(0) = 0 nothing is wrong, whatever the order; one that lies below
+  the line through 0 and a smaller strength by more than two errors is, and one below 0.
+  """
+  w = np.array([1.0, 0.1, 0.3])
+  falls = lambda log_z, err=0.01: gauge.falls(
+    w=w, log_z=np.array(log_z), err=np.full(3, err)
+  ).tolist()
+  assert falls(0.5 * w * (1 + w)) == [False, False, False]
+  assert falls([1.6, 0.23, 0.69]) == [True, False, False]
+  # the slopes' errors are 0.01 and 0.033
+  assert falls([2.3 - 2.1 * np.hypot(0.01, 1 / 30), 0.23, 0.69]) == [True, False, False]
+  assert falls([2.3 - 1.9 * np.hypot(0.01, 1 / 30), 0.23, 0.69]) == [False, False, False]
+  assert falls([2.3, -0.03, 0.69]) == [False, True, False]
+  assert gauge.falls(w=np.array([]), log_z=np.array([]), err=np.array([])).size == 0
 
 
 def test_samples_and_classes_in_any_order():
