@@ -66,18 +66,17 @@ def strengths(rows: Sequence[Mapping], metrics: Sequence[Metric]) -> list[Compar
 
 
 def variants(rows: Sequence[Mapping], metrics: Sequence[Metric]) -> list[Comparison]:
-  """Each row of a sweep's further variants against the first variant's of the same strength; none
-  of methods, whose strengths do not mean the same (report.fronts).
+  """Each row of a sweep's further variants against the first variant's of the same strength and
+  rule: strengths of different rules do not mean the same (report.fronts).
   """
-  if table.METHOD in table.axes_of(rows):
-    return []
   first, *others = table.by_variant(rows).values()
   baselines = {row["w"]: row for row in first}
+  rule = table.rule_of(first[0])
   return [
     between(baselines[row["w"]], row, metrics)
     for variant in others
     for row in variant
-    if row["w"] in baselines
+    if row["w"] in baselines and table.rule_of(row) == rule
   ]
 
 
@@ -97,14 +96,12 @@ def to_json(rows: Sequence[Mapping], metrics: Sequence[Metric]) -> list[dict[str
 
 def text(content: Mapping) -> str:
   """The differences of a sweep as aligned text, for each network a table, and how to read them;
-  empty for a single row, and for several methods, which report.fronts compares.
+  empty where there are none. Of several methods those of one method's strengths are left out.
   """
   rows, metrics = content["rows"], table.from_json(content["metrics"])
-  if table.METHOD in table.axes_of(rows):
-    return ""
   symbol = table.symbol_of(rows)
   parts, compared = [], []
-  if found := strengths(rows, metrics):
+  if table.METHOD not in table.axes_of(rows) and (found := strengths(rows, metrics)):
     baseline = found[0].baseline["w"]
     parts.append(f"Differences from {symbol} = {baseline:g}:")
     parts += _role_tables(found, metrics, rows)

@@ -57,9 +57,7 @@ def fronts(rows: Sequence[Mapping], metrics: Sequence[Metric]) -> list[Front]:
 
 
 def to_json(rows: Sequence[Mapping], metrics: Sequence[Metric]) -> list[dict[str, Any]]:
-  """Every Front of a sweep of several methods as sweep.json keeps it; rows are named by their
-  place.
-  """
+  """Every Front of a sweep as sweep.json keeps it; rows are named by their place."""
   if not several(rows):
     return []
   place = {id(row): i for i, row in enumerate(rows)}
@@ -74,8 +72,11 @@ def to_json(rows: Sequence[Mapping], metrics: Sequence[Metric]) -> list[dict[str
 
 
 def several(rows: Sequence[Mapping]) -> bool:
-  """Whether they are of several methods."""
-  return table.METHOD in table.axes_of(rows)
+  """Whether they are of methods with several rules; of one rule, equal strengths are compared
+  (report.differences).
+  """
+  rule = table.rule_of(rows[0])
+  return table.METHOD in table.axes_of(rows) and any(table.rule_of(row) != rule for row in rows)
 
 
 def best(rows: Sequence[Mapping], metric: Metric) -> list[Mapping]:
@@ -89,7 +90,7 @@ def best(rows: Sequence[Mapping], metric: Metric) -> list[Mapping]:
 
 
 def text(content: Mapping) -> str:
-  """Both comparisons as aligned text; empty where there are no several methods."""
+  """Both comparisons as aligned text; empty where there are none."""
   rows, metrics = content["rows"], table.from_json(content["metrics"])
   if not several(rows):
     return ""

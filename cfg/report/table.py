@@ -92,6 +92,11 @@ def axes_of(rows: Sequence[Mapping]) -> list[Axis]:
   return [axis for axis in (METHOD, *AXES) if len({row.get(axis.fact) for row in rows}) > 1]
 
 
+def rule_of(row: Mapping) -> dict:
+  """The facts that say what its strength means: the rule, its settings, the network that guides."""
+  return {name: row[name] for name in row if name.startswith(("guidance.", "guide/"))}
+
+
 def naming_axes(rows: Sequence[Mapping]) -> list[Axis]:
   """Those of `axes_of` that names need: what a method has for all its rows goes without saying."""
   values = lambda axis: {(row.get(METHOD.fact), row.get(axis.fact)) for row in rows}

@@ -21,7 +21,7 @@ SHARED = {
 }
 
 
-def row(method, w, fid, score, *, sampler="ancestral", num_steps=32):
+def row(method, w, fid, score, *, sampler="ancestral", num_steps=32, rule="classifier_free"):
   return {
     "method": method,
     "w": w,
@@ -36,13 +36,16 @@ def row(method, w, fid, score, *, sampler="ancestral", num_steps=32):
     "inception_score_without": [score] * 5,
     "sampler.name": sampler,
     "sampler.num_steps": num_steps,
-    "guidance.rule": "classifier_free",
+    "guidance.rule": rule,
     **SHARED,
   }
 
 
 PLAIN = [row("plain", 1.0, 3.0, 9.0), row("plain", 0.0, 1.0, 5.0)]  # not in order
-OTHER = [row("weak", 0.5, 1.5, 7.0, num_steps=48), row("weak", 2.0, 9.0, 9.5, num_steps=48)]
+OTHER = [
+  row("weak", w, fid, score, num_steps=48, rule="second_network")
+  for w, fid, score in ((0.5, 1.5, 7.0), (2.0, 9.0, 9.5))
+]
 
 
 def content(rows):
@@ -63,15 +66,31 @@ def test_each_row_is_held_against_the_first_methods_curve():
 
 
 def test_strengths_of_methods_are_not_compared_as_if_they_were_one():
-  """Rows of two methods at equal strength have no difference of their own; within each, strengths
+  """Rows of two rules at equal strength have no difference of their own; within each, strengths
   are compared as ever.
   """
-  rows = PLAIN + [row("weak", 1.0, 1.5, 7.0)]
+  rows = PLAIN + [row("weak", 1.0, 1.5, 7.0, rule="second_network")]
   assert differences.variants(rows, METRICS) == []
   assert [c.row["method"] for c in differences.strengths(PLAIN + OTHER, METRICS)] == [
     "plain",
     "weak",
   ]
+
+
+def test_methods_of_one_rule_are_compared_at_equal_strength():
+  """Two samplers of one rule: a table of differences at the same w in place of that at equal
+  scores; with another guide it is another rule.
+  """
+  rows = PLAIN + [row("ddim", 1.0, 2.5, 9.0, sampler="ddim")]
+  ((found),) = differences.variants(rows, METRICS)
+  assert (found.baseline, found.row) == (rows[0], rows[2])
+  assert found.values["fid"].value == pytest.approx(-0.5)
+  text = page.text(content(rows))
+  assert "Differences from plain, at the same w:" in text and "Differences from w" not in text
+  assert "equal IS" not in text and fronts.to_json(rows, METRICS) == []
+  guided = [{**r, "guide/step": step} for r, step in zip(rows, (1, 1, 2))]
+  assert differences.variants(guided, METRICS) == []
+  assert "equal IS" in page.text(content(guided))
 
 
 def test_names_leave_out_what_a_method_says_by_itself():
