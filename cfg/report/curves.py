@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import matplotlib.figure
+import matplotlib.ticker
 import numpy as np
 
 from cfg.metrics.metric import Metric
@@ -12,6 +13,7 @@ from cfg.report import drawing
 COLUMNS = 3
 # of the axis in methods.png
 MOST_OF_BEST = 2.5
+DASHES = ("-", "--", ":", "-.")
 
 
 class Panel(NamedTuple):
@@ -179,6 +181,58 @@ def label_strengths(axes, rows, across, up):
       text.remove()
     else:
       kept.append(box)
+
+
+class Steps(NamedTuple):
+  """A line of steps.png: rows of one sampler that differ in T and w; lines of one `colour` are
+  dashed by their `dash`, both any names.
+  """
+
+  colour: str
+  dash: str
+  rows: list[Mapping]
+
+
+def write_steps(path, *, series, metric, title, symbol="w") -> None:
+  """A metric against the evaluations of a sample, on logarithmic axes, a panel each strength.
+
+  Args:
+    path: of the PNG.
+    series: {label: Steps}.
+    metric: whose values are all above 0.
+    title: of the figure.
+    symbol: what the strength is called.
+  """
+  strengths = sorted({row["w"] for line in series.values() for row in line.rows})
+  columns = min(2, len(strengths))
+  height = -(-len(strengths) // columns)
+  figure = matplotlib.figure.Figure(
+    figsize=(6.5 * columns, 4 * height + 1), layout="constrained", dpi=120
+  )
+  places = figure.subplots(height, columns, squeeze=False).ravel()
+  colours = list(dict.fromkeys(line.colour for line in series.values()))
+  dashes = list(dict.fromkeys(line.dash for line in series.values()))
+  for axes, w in zip(places, strengths):
+    for label, line in series.items():
+      rows = sorted((row for row in line.rows if row["w"] == w), key=lambda row: row["nfe"])
+      axes.errorbar(
+        [row["nfe"] for row in rows],
+        *_values(rows, metric),
+        label=label or "samples",
+        color=drawing.COLOURS[colours.index(line.colour) % len(drawing.COLOURS)],
+        **{**drawing.DOTS, "linestyle": DASHES[dashes.index(line.dash) % len(DASHES)]},
+      )
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set(xlabel="evaluations of the network", ylabel=metric.title, title=f"{symbol} = {w:g}")
+    axes.xaxis.set_major_formatter(matplotlib.ticker.ScalarFormatter())
+    axes.grid(alpha=0.25)
+  for axes in places[len(strengths) :]:
+    axes.set_visible(False)
+  handles, labels = places[0].get_legend_handles_labels()
+  figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=9, frameon=False)
+  figure.suptitle(title, fontsize=10)
+  drawing.save(figure, path)
 
 
 def write_information(path, *, lines, bound, title) -> None:

@@ -16,6 +16,8 @@ from cfg.base import files
 from cfg.metrics.metric import HELDOUT, TRAIN, Metric, fact, roles
 from cfg.report import curves, differences, drawing, fronts, grids, levels, meter, table, tilt
 
+FEWEST_STEPS = 3  # values of T of a line of steps.png
+MOST_LINES = 24  # that can be told apart in curve.png
 FILES = ("sweep.json", "sweep.csv", "curve.png", "grid.png", "nearest.png")
 
 
@@ -81,6 +83,7 @@ def write(workdir: pathlib.Path, report: Report) -> dict:
   write_curve(workdir / "curve.png", content)
   if fronts.several(rows):
     write_methods(workdir / "methods.png", content)
+  write_steps(workdir / "steps.png", content)
   write_information(workdir / "information.png", report.series[0].rows)
   write_levels(workdir, report)
   differing = table.naming_axes(rows)
@@ -137,10 +140,17 @@ def write_csv(path: pathlib.Path, rows: Sequence[Mapping]) -> None:
 
 
 def write_curve(path: pathlib.Path, content: Mapping) -> None:
-  """curve.png: every metric against w, and the first Fréchet distance against the first score."""
-  about = content["about"]
+  """curve.png: every metric against w, and the first Fréchet distance against the first score; of
+  more than MOST_LINES variants those with the T of the first.
+  """
+  about, rows = content["about"], content["rows"]
   metrics = table.from_json(content["metrics"])
-  variants = table.by_variant(content["rows"])
+  variants = table.by_variant(rows)
+  if len(variants) > MOST_LINES:
+    steps = lambda row: row["sampler.num_steps"]
+    variants = {
+      label: found for label, found in variants.items() if steps(found[0]) == steps(rows[0])
+    }
   frechet = [metric for metric in metrics if metric.kind == "frechet"]
   scores = [metric for metric in metrics if metric.kind == "score"]
   data = drawing.printable(about["main/data"], otherwise="your images")
@@ -148,11 +158,11 @@ def write_curve(path: pathlib.Path, content: Mapping) -> None:
   num_steps = about.get("sampler.num_steps")
   steps = "" if num_steps is None else f", T = {num_steps}"
   published = "" if table.INCEPTION in roles(metrics) else ", not Inception's"
-  symbol = table.symbol_of(content["rows"])
+  symbol = table.symbol_of(rows)
   curves.write_curve(
     path,
     series=variants,
-    panels=panels(metrics, content["rows"], several=len(variants) > 1),
+    panels=panels(metrics, rows, several=len(variants) > 1),
     trade=(scores[0], frechet[0]) if scores and frechet else None,
     real=next(iter(content["references"]), None),
     title=f"Classifier-free guidance on {data}: {about['sweep.num_samples']} samples per {symbol}"
@@ -175,6 +185,33 @@ def write_methods(path: pathlib.Path, content: Mapping) -> None:
     real=next(iter(content["references"]), None),
     title=f"Methods of guidance on {data}: {about['sweep.num_samples']} samples a point, "
     f"{evaluations[0]}{most} evaluations each where guided, the same noise",
+  )
+
+
+def write_steps(path: pathlib.Path, content: Mapping) -> None:
+  """steps.png: the first Fréchet distance against the evaluations of a sample, a line each sampler
+  and grid of levels; no file where none has FEWEST_STEPS.
+  """
+  rows, metrics = content["rows"], table.from_json(content["metrics"])
+  metric = next((metric for metric in metrics if metric.kind == "frechet"), None)
+  naming = [axis for axis in table.naming_axes(rows) if axis.field != "num_steps"]
+  sampler = [axis for axis in table.AXES if axis.field not in ("num_steps", "spacing")]
+  series: dict[str, curves.Steps] = {}
+  for row in rows:
+    colour = str([row.get(axis.fact) for axis in sampler])
+    line = curves.Steps(colour, str(row.get("sampler.spacing")), [])
+    series.setdefault(table.label_of(row, naming), line).rows.append(row)
+  most = max(len({row["sampler.num_steps"] for row in line.rows}) for line in series.values())
+  if metric is None or most < FEWEST_STEPS:
+    return
+  about = content["about"]
+  data = drawing.printable(about["main/data"], otherwise="your images")
+  curves.write_steps(
+    path,
+    series=series,
+    metric=metric,
+    title=f"Samplers on {data}: {about['sweep.num_samples']} samples a point",
+    symbol=table.symbol_of(rows),
   )
 
 

@@ -7,7 +7,7 @@ from PIL import Image
 
 from cfg.data import sources
 from cfg.metrics.metric import Metric
-from cfg.report import curves, drawing, grids, page
+from cfg.report import curves, drawing, grids, page, table
 
 FID = Metric("fid", "FID", "pool_3", "frechet", "lower", role="inception")
 SCORE = Metric("inception_score", "IS", "logits", "score", "higher", role="inception")
@@ -74,6 +74,64 @@ def test_several_variants_are_a_line_each(drawn):
   fid, score = drawn[0].axes
   assert points(fid).keys() == points(score).keys() == {"a", "b"}
   np.testing.assert_array_equal(points(fid)["b"][:, 1], 2 * points(fid)["a"][:, 1])
+
+
+def sampler_rows(*, name, spacing, num_steps):
+  """Two strengths of a sampler; FID is 100 w + T."""
+  about = {"sampler.name": name, "sampler.spacing": spacing, "sampler.num_steps": num_steps}
+  guided = {0.0: num_steps, 1.0: 2 * num_steps}
+  return [
+    {"w": w, "nfe": nfe, "fid": 100 * w + num_steps, "fid_err": 0.1, **about}
+    for w, nfe in guided.items()
+  ]
+
+
+def content_of(rows):
+  """Of a sweep of these rows."""
+  about = {"main/data": "digits", "sweep.num_samples": 500}
+  return {"rows": rows, "metrics": table.to_json([FID]), "about": about, "references": []}
+
+
+def test_steps_are_a_line_each_sampler(drawn):
+  """FID against the evaluations, a panel each w: a sampler's colour is the same on all grids of
+  levels, a grid's dashes are the same for all samplers. Of two T there is no figure.
+  """
+  lines = [("ddim", "u"), ("ddim", "edm"), ("heun", "u")]
+  rows = [
+    row
+    for name, spacing in lines
+    for num_steps in (16, 4, 8)
+    for row in sampler_rows(name=name, spacing=spacing, num_steps=num_steps)
+  ]
+  page.write_steps("steps.png", content_of(rows))
+  plain, guided = drawn[0].axes
+  assert (plain.get_title(), guided.get_title()) == ("w = 0", "w = 1")
+  names = [f"{name}, levels in {spacing}" for name, spacing in lines]
+  assert list(points(guided)) == names
+  for name in names:
+    np.testing.assert_array_equal(points(plain)[name], [[4, 4], [8, 8], [16, 16]])
+    np.testing.assert_array_equal(points(guided)[name], [[8, 104], [16, 108], [32, 116]])
+  first, edm, heun = (bars.lines[0] for bars in guided.containers)
+  assert first.get_color() == edm.get_color() != heun.get_color()
+  assert first.get_linestyle() == heun.get_linestyle() != edm.get_linestyle()
+  page.write_steps("steps.png", content_of([r for r in rows if r["sampler.num_steps"] > 4]))
+  assert len(drawn) == 1
+
+
+def test_a_curve_has_no_more_lines_than_can_be_told_apart(drawn, monkeypatch):
+  """Of many variants those with the first T."""
+  rows = [
+    row
+    for num_steps in (16, 8)
+    for spacing in ("u", "edm")
+    for row in sampler_rows(name="ddim", spacing=spacing, num_steps=num_steps)
+  ]
+  page.write_curve("curve.png", content_of(rows))
+  monkeypatch.setattr(page, "MOST_LINES", 3)
+  page.write_curve("curve.png", content_of(rows))
+  every, few = (points(figure.axes[0]) for figure in drawn)
+  assert len(every) == 4 and set(few) == {label for label in every if "T = 16" in label}
+  assert len(few) == 2
 
 
 def test_a_metric_that_is_not_everywhere_is_no_line():
