@@ -1,6 +1,7 @@
 """Which samplers of few evaluations draw what 256 ancestral steps draw.
 
-Usage: python benchmarks/samplers.py --workdir=runs/digits [--w=1] [--out=FILE.json]
+Usage: python benchmarks/samplers.py --workdir=runs/digits [--w=1] [--seeds 0 1]
+  [--only "ancestral, v = 0.6, u, schedule"] [--out=FILE.json]
 
 The Fréchet distance, in the features of the work directory's judge, between samples of each
 sampler with at most 32 and 16 evaluations of the network, and those of the paper's sampler with
@@ -26,7 +27,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 MOST = (32, 16)  # evaluations of a sample
 STEPS, BATCH, BLOCKS = 256, 250, 10
-SEEDS = (0, 1)
+SEEDS = (0, 1)  # of the reference, of the candidates and the second set of 256 steps
 SAMPLERS = {
   **{
     f"ancestral, v = {v:g}": dict(name="ancestral", var_interp=v)
@@ -49,13 +50,15 @@ GRIDS = {
 }
 
 
-def candidates(config, most):
+def candidates(config, most, only=()):
   """Yield (sampler, spacing, ends, config) of each at `most` evaluations a sample; Heun's T steps
-  call the network 2 T - 1 times, and each call is two evaluations.
+  call the network 2 T - 1 times, and each call is two evaluations. `only`: of these names alone.
   """
   for ((spacing, ends), (low, high)), (sampler, values) in itertools.product(
     GRIDS.items(), SAMPLERS.items()
   ):
+    if only and f"{sampler}, {spacing}, {ends}" not in only:
+      continue
     single = config.copy_and_resolve_references()
     num_steps = most // (4 if sampler == "heun" else 2)
     single.sampler.update(
@@ -121,11 +124,12 @@ def measure(args):
   config = network.config.copy_and_resolve_references()
   config.sampler.update(name="ancestral", num_steps=STEPS, spacing="u")
   whole = generator_of(config)
-  reference, again = [draw(f"{STEPS} steps, seed {seed}", whole, seed) for seed in SEEDS]
+  reference, again = [draw(f"{STEPS} steps, seed {seed}", whole, seed) for seed in args.seeds]
   between, between_without = distance(again, reference)
   err = scores.jackknife_error(between_without)
   result = {
     "w": args.w,
+    "seeds_drawn": args.seeds,
     "num_samples": args.num,
     "weights_sha256": network.weights_sha256,
     "extractor": extractor.name,
@@ -135,7 +139,9 @@ def measure(args):
     "seeds": {"distance": between, "distance_err": err},
   }
   rows = []
-  choices = [choice for most in args.evaluations for choice in candidates(network.config, most)]
+  choices = [
+    choice for most in args.evaluations for choice in candidates(network.config, most, args.only)
+  ]
   for sampler, spacing, ends, config in choices:
     generator = generator_of(config)
     evaluations = sum(generator.nfe(args.w).values())
@@ -146,7 +152,7 @@ def measure(args):
       num_steps=config.sampler.num_steps,
       evaluations=evaluations,
     )
-    blocks = draw(f"{sampler}, {spacing}, ends {ends}, {evaluations}", generator, SEEDS[1])
+    blocks = draw(f"{sampler}, {spacing}, ends {ends}, {evaluations}", generator, args.seeds[1])
     value, without = distance(blocks, reference)
     further = paired.difference(
       first=between, second=value, first_without=between_without, second_without=without,
@@ -168,10 +174,10 @@ def measure(args):
 
 def table(result):
   """The table in Markdown."""
-  seeds = result["seeds"]
+  seeds, (first, second) = result["seeds"], result["seeds_drawn"]
   yield (
     f"w = {result['w']:g}, {result['num_samples']:,} samples, {result['extractor']}, limit "
-    f"{result['limit']!r}; {result['reference']}: between seeds {SEEDS[0]} and {SEEDS[1]} "
+    f"{result['limit']!r}; {result['reference']}: between seeds {first} and {second} "
     f"{seeds['distance']:.3f} +- {seeds['distance_err']:.3f}\n"
   )
   yield "| sampler | spacing | ends | evaluations | distance | more than a seed | as near |"
@@ -192,6 +198,8 @@ def main():
   parser.add_argument(
     "--evaluations", type=int, nargs="*", default=MOST, help="of a sample, at most so many each"
   )
+  parser.add_argument("--seeds", type=int, nargs=2, default=SEEDS, help="reference, candidates")
+  parser.add_argument("--only", nargs="*", default=(), help="names of candidates: all without it")
   parser.add_argument("--out", help="a JSON file of everything, written after each row")
   args = parser.parse_args()
   args.workdir = pathlib.Path(args.workdir)
