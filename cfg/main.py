@@ -101,6 +101,16 @@ def export(run):
   )
 
 
+def reproduce(run):
+  """--mode=reproduce."""
+  from cfg.training import not_finite
+
+  step, found = not_finite.reproduce(
+    run.config, dataset=load_data(run), mesh=run.mesh, workdir=run.workdir
+  )
+  print(f"step {step}: {found}")
+
+
 def dry_run(run):
   """--mode=dry_run."""
   from cfg.training import dry_run
@@ -116,6 +126,7 @@ MODES = {
   "sweep": Mode(sweep, "read", "FID and the rest of a trained network against w"),
   "sample": Mode(sample, "read", "pictures of chosen classes"),
   "export": Mode(export, "read", "the weights as safetensors"),
+  "reproduce": Mode(reproduce, "read", "the step whose loss was not finite, looked at again"),
   "dry_run": Mode(dry_run, "none", "what training costs, without training"),
 }
 

@@ -11,8 +11,6 @@ The first variant is the paper's sampler with T = 256, which all others are comp
 strength and from the same noise. docs/digits.md has the results.
 """
 
-import itertools
-
 from configs import digits
 
 SAMPLERS = {
@@ -34,7 +32,8 @@ def get_config():
   config.sweep.num_steps = (256, 128, 64, 32, 16, 8)
   config.methods = {
     f"{name}_{spacing}": dict(sampler=dict(sampler, spacing=spacing))
-    for (name, sampler), spacing in itertools.product(SAMPLERS.items(), SPACINGS)
+    for name, sampler in SAMPLERS.items()
+    for spacing in SPACINGS
   }
   # the paper's v is for T = 256
   config.methods["ancestral_v06_u"] = dict(sampler=dict(var_interp=0.6))

@@ -34,7 +34,8 @@ INSIDE = {
   "sweep": "run; strength; provenance variant",
   "laboratory": "study tables; learnt",
   "training": (
-    "loop; heldout previews quick_metrics step_log dry_run; step throughput; state objective"
+    "loop; not_finite heldout previews quick_metrics step_log dry_run; diagnosis; "
+    "step throughput guard; state objective"
   ),
   "inference": "pictures weights_file workdir_config; meter; generator network checks; program",
   "report": "page; fronts; differences tilt meter curves grids levels plane; table drawing",

@@ -22,6 +22,7 @@ FREE = frozenset(
     "train.data_workers",
     "train.fsdp",
     "train.num_steps",
+    "train.most_skipped",
     "train.log_every_steps",
     "train.checkpoint_every_steps",
     "train.keep_checkpoints",

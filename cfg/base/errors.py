@@ -1,4 +1,8 @@
-"""The one exception a user is meant to read."""
+"""The exceptions a user is meant to read, and what a command exits with.
+
+0: done; 1: bad input; 70: training stopped for numbers that are not finite; 75: asked to stop, and
+the same command goes on; 130: Ctrl-C where nothing is to be saved.
+"""
 
 import difflib
 import sys
@@ -8,14 +12,27 @@ from collections.abc import Callable, Iterable
 class UserError(Exception):
   """Bad input. The message is one paragraph: what is wrong, where, and what to do."""
 
+  exit_code = 1
+
+
+class Stopped(Exception):
+  """The run was asked to stop, and did so in order: the message says how it goes on."""
+
+  exit_code = 75  # EX_TEMPFAIL of sysexits.h: try again
+
 
 def run_command(main: Callable[[], None]) -> None:
-  """Run a command. A UserError is one paragraph on stderr and exit code 1, Ctrl-C exit code 130."""
+  """Run a command. What it raises for a user to read is one paragraph on stderr, and exits with its
+  own code.
+  """
   try:
     main()
   except UserError as e:
     print(f"error: {e}", file=sys.stderr)
-    sys.exit(1)
+    sys.exit(e.exit_code)
+  except Stopped as e:
+    print(e, file=sys.stderr)
+    sys.exit(e.exit_code)
   except KeyboardInterrupt:
     sys.exit(130)
 

@@ -153,6 +153,7 @@ FIELDS: dict[str, Values] = {
   "train.batch_size": COUNT,
   "train.data_workers": integer(0, "a number of processes, 0 for none"),
   "train.accumulate": integer(1, "the number of micro-batches of an update"),
+  "train.most_skipped": integer(1, "a number of updates in a row"),
   "train.fsdp": integer(1, "a number of devices"),
   "train.num_steps": COUNT,
   "train.objective": word("denoise", "classify"),

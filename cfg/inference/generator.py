@@ -16,6 +16,10 @@ from cfg.inference import program as program_lib
 from cfg.inference.program import Program
 
 
+class NotFiniteSamples(UserError):
+  """Samples are not finite numbers: no image shows them."""
+
+
 class Batch(NamedTuple):
   """What one call of the program gave, all on the devices.
 
@@ -33,9 +37,11 @@ class Batch(NamedTuple):
 
 
 def generate_and_extract(params, extractor_params, index, y, w, key, *, program, extract):
-  """`program.generate`, and an extractor's outputs of its images, which stay on the devices."""
-  pictures, aux = program_lib.generate(params, index, y, w, key, program=program)
-  return pictures, {} if extract is None else extract(extractor_params, pictures), aux
+  """What `program.generate` gives, and an extractor's outputs of its images, which stay on the
+  devices.
+  """
+  pictures, finite, aux = program_lib.generate(params, index, y, w, key, program=program)
+  return finite, pictures, {} if extract is None else extract(extractor_params, pictures), aux
 
 
 class Generator:
@@ -72,7 +78,9 @@ class Generator:
     self.compiled = functools.cache(self._jit)
 
   def _jit(self, guided: bool) -> Any:
-    """The jitted program: (params, extractor's, index, y, w, key) -> (images, outputs, aux)."""
+    """The jitted program: (params, extractor's, index, y, w, key) -> (finite, images, outputs,
+    aux).
+    """
     whole, rows = sharding.replicated(self.mesh), sharding.batch_sharding(self.mesh)
     columns = NamedSharding(self.mesh, PartitionSpec(None, *rows.spec))
     function = functools.partial(
@@ -83,7 +91,7 @@ class Generator:
     return jax.jit(
       function,
       in_shardings=(whole, whole, rows, rows, None, whole),
-      out_shardings=(rows, rows, columns),
+      out_shardings=(whole, rows, rows, columns),
     )
 
   def nfe(self, w: float | np.ndarray) -> dict[str, int]:
@@ -105,6 +113,7 @@ class Generator:
     the rule's unguided form draws.
 
     Raises:
+      NotFiniteSamples: samples of the batch are not finite.
       UserError: with particles, if the samples are not whole groups of one label and one w.
     """
     run = self.compiled(bool(np.any(w)) or self.program.rule.unguided is None)
@@ -120,12 +129,13 @@ class Generator:
       each = strengths.ndim > 0
       strength = sharding.put_batch(self.mesh, strengths[rows]) if each else jnp.float32(w)
       out = run(params, self._extractor_params, placed["index"], placed["labels"], strength, key)
+      finite, *rest = out
       # one batch ahead: the devices work while the host reads
       if pending is not None:
-        yield pending
-      pending = Batch(slice(first, min(first + self.batch_size, len(index))), *out)
+        yield checked(*pending, index)
+      pending = Batch(slice(first, min(first + self.batch_size, len(index))), *rest), finite
     if pending is not None:
-      yield pending
+      yield checked(*pending, index)
 
   def __call__(self, params: Mapping[str, Any], **samples) -> np.ndarray:
     """All the images at once on the host: uint8 [N,H,W,C]; arguments as of `batches`."""
@@ -135,6 +145,19 @@ class Generator:
         for batch in self.batches(params, **samples)
       ]
     )
+
+
+def checked(batch: Batch, finite: jax.Array, index: np.ndarray) -> Batch:
+  """The batch of the samples `index`. Raise NotFiniteSamples unless all of it is `finite`."""
+  wrong = np.flatnonzero(~np.asarray(finite)[: batch.rows.stop - batch.rows.start])
+  if len(wrong):
+    raise NotFiniteSamples(
+      f"{len(wrong)} of {batch.rows.stop - batch.rows.start} samples, the first of them number "
+      f"{index[batch.rows][wrong[0]]}, are not finite: the network's parameters have diverged or "
+      f"are damaged, or guidance is too strong for this sampler. Nothing was kept of them. Use an "
+      f"earlier checkpoint, a lower w, or sampler.limit='clip'."
+    )
+  return batch
 
 
 def check_groups(

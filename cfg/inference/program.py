@@ -92,7 +92,7 @@ def generate(
   key: jax.Array,
   *,
   program: Program,
-) -> tuple[jax.Array, Mapping[str, jax.Array]]:
+) -> tuple[jax.Array, jax.Array, Mapping[str, jax.Array]]:
   """Images of P's algorithm 2 (arXiv 2207.12598).
 
   Image i is a function of (params, key, index[i], y[i], w[i]); with particles, of those of its
@@ -107,7 +107,8 @@ def generate(
     program: what draws.
 
   Returns:
-    uint8 [B,H,W,C], and {name: [T,B]} that the rule measured.
+    uint8 [B,H,W,C]; [B] whether all of a sample's numbers are finite, without which its pixels mean
+    nothing; and {name: [T,B]} that the rule measured.
   """
   x, aux = sampling.sample(
     networks={role: make(params[role]) for role, make in program.networks.items()},
@@ -121,7 +122,8 @@ def generate(
     image_shape=program.image_shape,
     particles=program.particles,
   )
-  return images.to_uint8(x), aux
+  finite = jnp.isfinite(x).all(axis=range(1, x.ndim))
+  return images.to_uint8(x), finite, aux
 
 
 def from_config(

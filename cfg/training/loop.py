@@ -12,18 +12,21 @@ from clu import parameter_overview
 from cfg.base import checkpoint, defaults, files, flops, logs, optim, sharding, trees
 from cfg.base import config as config_lib
 from cfg.base.config import ConfigDict
-from cfg.base.errors import UserError
+from cfg.base.errors import Stopped, UserError
 from cfg.base.progress import Progress
 from cfg.data import pipeline
 from cfg.data.dataset import Dataset
 from cfg.inference import checks
+from cfg.inference.generator import NotFiniteSamples
 from cfg.inference.meter import Meter
 from cfg.interop import weights
 from cfg.models import networks, unet
+from cfg.training import not_finite
+from cfg.training.guard import Guard, TooManySkipped
 from cfg.training.heldout import Heldout
 from cfg.training.previews import Previews
 from cfg.training.quick_metrics import QuickMetrics
-from cfg.training.state import TrainState
+from cfg.training.state import TrainState, all_finite
 from cfg.training.step import TrainStep, make_state
 from cfg.training.step_log import StepLog, due
 from cfg.training.throughput import Throughput
@@ -52,10 +55,6 @@ class StopRequest:
     self.signal = number
 
 
-class Stopped(UserError):
-  """The run was asked to stop, and saved its state."""
-
-
 def train(
   config: ConfigDict, *, dataset: Dataset, mesh: jax.sharding.Mesh, workdir: str | pathlib.Path
 ) -> None:
@@ -70,6 +69,8 @@ def train(
   Raises:
     UserError: settings that cannot be used; the work directory holds the run of another config or
       of other data, or one that is past num_steps.
+    NotFinite: train.most_skipped updates in a row were skipped, as their loss or gradient was not
+      finite; what is needed to see why was kept.
     Stopped: SIGTERM or Ctrl-C came; the state was saved.
   """
   workdir = pathlib.Path(workdir)
@@ -128,6 +129,7 @@ def check_trainable(config: ConfigDict, *, mesh: jax.sharding.Mesh) -> None:
     )
   least = {
     "train.accumulate": (1, "the number of micro-batches of an update, at least 1"),
+    "train.most_skipped": (1, "a number of updates in a row, at least 1"),
     "train.keep_checkpoints": (1, "how many of the newest checkpoints are kept, at least 1"),
     "train.keep_every_steps": (0, "a number of steps, 0 for none"),
     "train.log_every_steps": (0, "a number of steps, 0 for never"),
@@ -206,41 +208,63 @@ def _train_from(config, *, model, dataset, mesh, workdir, checkpoints):
       place=step_fn.place,
     )
     progress = Progress("train", total=num_steps, unit="steps", initial=step)
+    guard = Guard(most=config.train.most_skipped)
     step_log = StepLog(
       every_steps=config.train.log_every_steps,
       metrics_log=metrics_log,
       progress=progress,
       throughput=throughput,
+      guard=guard,
     )
+    saves = (config.train.checkpoint_every_steps, config.train.keep_every_steps)
+    is_finite = jax.jit(all_finite)
+    unsaved = False  # whether a checkpoint is due
     with progress, stream, StopRequest() as stop:
       throughput.skip()
-      for batch in throughput.waiting_for(stream):
-        state, metrics = step_fn(state, batch)
-        step += 1
-        step_log(step, metrics)
-        ended = step == num_steps
-        if ended:
-          unlogged = step_log.settle(step, last=True)
-        acts = [act for every_steps, act in watches if due(step, every_steps, num_steps)]
-        if acts:
-          step_log.read()
-          params = averaged(config, state, mesh=mesh)
-          for act in acts:
-            act(params, step)
-          throughput.skip()
-        last = ended or stop.signal is not None
-        saves = (config.train.checkpoint_every_steps, config.train.keep_every_steps)
-        if last or any(due(step, every_steps, num_steps) for every_steps in saves):
-          if not ended:
-            unlogged = step_log.settle(step, last=last)
-          meta = describe(config, dataset=dataset, step=step, unlogged=unlogged)
-          checkpoints.save(step, state=state, meta=meta)
-          throughput.skip()
-        if last and not ended:
-          raise Stopped(
-            f"stopped by signal {stop.signal} after step {step}, which was saved: run the same "
-            f"command to continue."
-          )
+      try:
+        for batch in throughput.waiting_for(stream):
+          state, metrics = step_fn(state, batch)
+          step += 1
+          step_log(step, metrics)
+          ended = step == num_steps
+          if ended:
+            unlogged = step_log.settle(step, last=True)
+          acts = [act for every_steps, act in watches if due(step, every_steps, num_steps)]
+          if acts:
+            step_log.read()
+            watch(acts, averaged(config, state, mesh=mesh), step)
+            throughput.skip()
+          last = ended or stop.signal is not None
+          unsaved |= last or any(due(step, every_steps, num_steps) for every_steps in saves)
+          if unsaved:
+            if not ended:
+              unlogged = step_log.settle(step, last=last)
+            # nothing good makes room for a state whose last update was skipped: it waits
+            if last or guard.first is None:
+              if not is_finite(state):
+                raise TooManySkipped(guard.first or step, step)
+              meta = describe(config, dataset=dataset, step=step, unlogged=unlogged)
+              checkpoints.save(step, state=state, meta=meta)
+              unsaved = False
+              throughput.skip()
+          if last and not ended:
+            raise Stopped(
+              f"stopped by signal {stop.signal} after step {step}, which was saved: run the same "
+              f"command to continue."
+            )
+      except TooManySkipped as e:
+        step_log.end()
+        raise not_finite.stopped(
+          config,
+          e,
+          model=model,
+          state=state,
+          finite=bool(is_finite(state)),
+          meta=describe(config, dataset=dataset, step=e.first - 1),
+          dataset=dataset,
+          mesh=mesh,
+          workdir=workdir,
+        ) from e
 
 
 def _restore(state, *, checkpoints, workdir, num_steps):
@@ -284,6 +308,15 @@ def make_watches(config, *, model, dataset, mesh, workdir, metrics_log):
     act = lambda params, step: metrics_log.image(step, "preview", previews(params, step))
     watches.append((config.preview.every_steps, act))
   return watches
+
+
+def watch(acts, params: Any, step: int) -> None:
+  """Measure and draw what is due; of a network that is not done yet samples need not be finite."""
+  for act in acts:
+    try:
+      act(params, step)
+    except NotFiniteSamples as e:
+      log.warning("step %d: %s", step, e)
 
 
 def averaged(config: ConfigDict, state: TrainState, *, mesh) -> Any:

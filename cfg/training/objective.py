@@ -16,19 +16,20 @@ class Objective(NamedTuple):
   """What a network is trained for.
 
   Attributes:
-    loss: (params, *, model, keys, x, y, logsnr_fn, p_uncond, dropout_key) -> [B].
+    loss: (params, *, model, keys, x, y, logsnr_fn, p_uncond, dropout_key) -> (loss [B], the
+      log-SNR [B] that it was taken at).
     measure: (params, *, model, x, eps, logsnr, y) -> [B,K], of rows at their log-SNR.
     numbers: [N,K] that were measured at similar log-SNRs, on the host -> {name: number}.
   """
 
-  loss: Callable[..., jax.Array]
+  loss: Callable[..., tuple[jax.Array, jax.Array]]
   measure: Callable[..., jax.Array]
   numbers: Callable[[np.ndarray], Mapping[str, float]]
 
 
 def denoising_loss(params, *, model, keys, x, y, logsnr_fn, p_uncond, dropout_key):
   """Algorithm 1's (arXiv 2207.12598)."""
-  loss, _ = losses.classifier_free_loss(
+  return losses.classifier_free_loss(
     eps_fn=unet.make_eps_fn(model, params, dropout_key=dropout_key),
     keys=keys,
     x=x,
@@ -37,7 +38,6 @@ def denoising_loss(params, *, model, keys, x, y, logsnr_fn, p_uncond, dropout_ke
     p_uncond=p_uncond,
     null_label=model.num_classes,
   )
-  return loss
 
 
 def eps_errors(params, *, model, x, eps, logsnr, y):
@@ -56,14 +56,13 @@ def mean_errors(errors):
 def cross_entropy_loss(params, *, model, keys, x, y, logsnr_fn, p_uncond, dropout_key):
   """losses.classifier_loss; no label is dropped."""
   del p_uncond
-  loss, _ = losses.classifier_loss(
+  return losses.classifier_loss(
     log_prob_fn=classifier.make_log_prob_fn(model, params, dropout_key=dropout_key),
     keys=keys,
     x=x,
     y=y,
     logsnr_fn=logsnr_fn,
   )
-  return loss
 
 
 def predictions(params, *, model, x, eps, logsnr, y):

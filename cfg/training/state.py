@@ -36,6 +36,11 @@ def create(*, params, optimizer, ema_decays):
   )
 
 
+def all_finite(state):
+  """Whether every number of a state is finite, as an array of one bool."""
+  return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state)]).all()
+
+
 def update_ema(ema, *, params, step):
   """ema <- d ema + (1 - d) params in float32, d = min(decay, (1 + n) / (10 + n)) after update n =
   1, 2, ...

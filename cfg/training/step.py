@@ -18,9 +18,8 @@ from cfg.training import state as train_state
 INIT, EXAMPLES, DROPOUT = range(3)
 
 
-def loss_and_gradients(params, batch, seed_key, *, example_losses, model, flip, **settings):
-  """The loss of P's algorithm 1 (arXiv 2207.12598) or of another objective, mean over the rows of a
-  batch, and its gradient.
+def losses_of_batch(params, batch, seed_key, *, example_losses, model, flip, **settings):
+  """The losses of P's algorithm 1 (arXiv 2207.12598) or of another objective.
 
   Args:
     params: of `model`.
@@ -33,7 +32,7 @@ def loss_and_gradients(params, batch, seed_key, *, example_losses, model, flip, 
     settings: logsnr_fn and p_uncond of that loss.
 
   Returns:
-    (loss, gradients).
+    (loss [B], the log-SNR of each row [B]).
   """
   examples_key = jax.random.fold_in(seed_key, EXAMPLES)
   keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(examples_key, batch["index"])
@@ -43,32 +42,39 @@ def loss_and_gradients(params, batch, seed_key, *, example_losses, model, flip, 
     x = images.random_flip(keys=key_flip, x=x)
   # masks of network dropout are positional: a key for each (micro-)batch, from its first row
   dropout_key = jax.random.fold_in(jax.random.fold_in(seed_key, DROPOUT), batch["index"][0])
+  return example_losses(
+    params,
+    model=model,
+    keys=key_loss,
+    x=x,
+    y=batch["label"],
+    dropout_key=dropout_key if model.dropout else None,
+    **settings,
+  )
 
-  def loss_fn(params):
-    loss = example_losses(
-      params,
-      model=model,
-      keys=key_loss,
-      x=x,
-      y=batch["label"],
-      dropout_key=dropout_key if model.dropout else None,
-      **settings,
-    )
-    return jnp.mean(loss)
 
-  return jax.value_and_grad(loss_fn)(params)
+def loss_and_gradients(params, batch, seed_key, **settings):
+  """The mean of `losses_of_batch`, and its gradient: (loss, gradients)."""
+  mean = lambda params: jnp.mean(losses_of_batch(params, batch, seed_key, **settings)[0])
+  return jax.value_and_grad(mean)(params)
 
 
 def apply_gradients(state, loss, grads, *, optimizer):
-  """One update of parameters and averages: (TrainState, {"loss", "grad_norm"}); the norm is before
-  clipping.
+  """One update of parameters and averages, or none where the loss or a gradient is not finite.
+
+  Returns:
+    (TrainState, {"loss", "grad_norm", "skipped"}): the norm before clipping, and whether there was
+    no update; the state is then the old one.
   """
+  norm = optax.tree.norm(grads)
+  finite = jnp.isfinite(loss) & jnp.isfinite(norm)
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
   step = state.step + 1
   ema = train_state.update_ema(state.ema, params=params, step=step)
-  metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
-  return train_state.TrainState(step=step, params=params, ema=ema, opt_state=opt_state), metrics
+  updated = train_state.TrainState(step=step, params=params, ema=ema, opt_state=opt_state)
+  state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), updated, state)
+  return state, {"loss": loss, "grad_norm": norm, "skipped": ~finite}
 
 
 def train_step(state, batch, seed_key, *, optimizer, **settings):
@@ -76,11 +82,11 @@ def train_step(state, batch, seed_key, *, optimizer, **settings):
 
   Args:
     state: TrainState.
-    batch, seed_key, settings: see `loss_and_gradients`.
+    batch, seed_key, settings: see `losses_of_batch`.
     optimizer: from optim.make_optimizer.
 
   Returns:
-    (TrainState, {"loss", "grad_norm"}).
+    (TrainState, metrics), as `apply_gradients`.
   """
   loss, grads = loss_and_gradients(state.params, batch, seed_key, **settings)
   return apply_gradients(state, loss, grads, optimizer=optimizer)
@@ -116,6 +122,17 @@ def state_init(config, *, model, optimizer, image_shape):
   return init
 
 
+def loss_settings(config, model):
+  """What `losses_of_batch` needs besides parameters, batch and key."""
+  return dict(
+    example_losses=objective.of_config(config).loss,
+    model=model,
+    logsnr_fn=functools.partial(schedules.cosine_logsnr, **config.schedule),
+    p_uncond=config.train.p_uncond,
+    flip=config.train.flip,
+  )
+
+
 class TrainStep:
   """(state, a placed batch) -> (state, metrics): `train_step` jitted over the mesh, the state
   donated.
@@ -132,13 +149,7 @@ class TrainStep:
     self._mesh = mesh
     self._parts = config.train.accumulate
     self._seed_key = jax.random.key(config.seed)
-    settings = dict(
-      example_losses=objective.of_config(config).loss,
-      model=model,
-      logsnr_fn=functools.partial(schedules.cosine_logsnr, **config.schedule),
-      p_uncond=config.train.p_uncond,
-      flip=config.train.flip,
-    )
+    settings = loss_settings(config, model)
     whole = sharding.replicated(mesh)
     rows = sharding.batch_sharding(mesh)
     states = sharding.by_shape(mesh, state)
@@ -169,7 +180,7 @@ class TrainStep:
 
   def place(self, batch):
     """This host's batch on the devices: a list of its micro-batches."""
-    return [sharding.put_batch(self._mesh, part) for part in split(batch, self._parts)]
+    return place(batch, self._parts, mesh=self._mesh)
 
   def __call__(self, state, placed):
     if self._parts == 1:
@@ -202,6 +213,11 @@ class TrainStep:
       ("micro-batch", self._add.lower(total, state.params, batch, self._seed_key).compile()),
       ("update", self._apply.lower(state, total).compile()),
     ]
+
+
+def place(batch, parts, *, mesh):
+  """This host's batch on the devices: a list of `parts` micro-batches."""
+  return [sharding.put_batch(mesh, part) for part in split(batch, parts)]
 
 
 def split(batch, parts):

@@ -7,7 +7,8 @@ import jax
 
 from cfg.base import logs
 from cfg.base.progress import Progress
-from cfg.training.throughput import Throughput
+from cfg.training.guard import Guard
+from cfg.training.throughput import SKIPPED, Throughput
 
 
 class StepLog:
@@ -26,6 +27,7 @@ class StepLog:
     metrics_log: logs.MetricsLog.
     progress: Progress.
     throughput: Throughput.
+    guard: Guard.
   """
 
   def __init__(
@@ -35,11 +37,14 @@ class StepLog:
     metrics_log: logs.MetricsLog,
     progress: Progress,
     throughput: Throughput,
+    guard: Guard,
   ) -> None:
     self._every_steps = every_steps
     self._metrics_log = metrics_log
     self._progress = progress
     self._throughput = throughput
+    self._guard = guard
+    self._counted = 0  # the last step that was
     self._pending: tuple[int, Mapping[str, jax.Array]] | None = None
 
   def __call__(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
@@ -56,7 +61,10 @@ class StepLog:
       return
     step, metrics = self._pending
     self._pending = None
-    self._throughput.add(jax.device_get(metrics))
+    values = jax.device_get(metrics)
+    self._throughput.add(values)
+    self._counted = step
+    self._guard(step, skipped=bool(values.get(SKIPPED)))
     if self._every_steps and step % self._every_steps == 0:
       self._write(step)
 
@@ -72,6 +80,10 @@ class StepLog:
     if last:
       self._write(step)
     return unlogged
+
+  def end(self) -> None:
+    """Write what was counted since the last record, of a run that stops for a fault."""
+    self._write(self._counted)
 
   def _write(self, step: int) -> None:
     values = self._throughput.flush()

@@ -6,6 +6,8 @@ from typing import Any
 
 import jax
 
+SKIPPED = "skipped"  # the metric that says whether a step had no update
+
 _compilations = 0
 _listening = False
 
@@ -58,16 +60,21 @@ class Throughput:
   def _reset(self) -> None:
     self._sums: dict[str, float] = {}
     self._steps = 0
+    self._skipped = 0  # of them, without an update
     self._timed_steps = 0  # those of this process
     self._seconds = 0.0
     self._waited = 0.0
 
   def add(self, metrics: Mapping[str, Any]) -> None:
-    """Count one step's {name: number}."""
+    """Count one step's {name: number}, which of a step without an update are in no mean."""
     self._steps += 1
     self._timed_steps += 1
-    for name, value in metrics.items():
-      self._sums[name] = self._sums.get(name, 0.0) + float(value)
+    numbers = {name: float(value) for name, value in metrics.items() if name != SKIPPED}
+    if metrics.get(SKIPPED):
+      self._skipped += 1
+      numbers = {}
+    for name, value in numbers.items():
+      self._sums[name] = self._sums.get(name, 0.0) + value
     self._seconds += time.monotonic() - self._mark
     self._mark = time.monotonic()
 
@@ -89,15 +96,17 @@ class Throughput:
 
   def counted(self) -> dict[str, Any]:
     """The steps since the last `flush` as JSON values, for `restore`."""
-    return {"steps": self._steps, "sums": dict(self._sums)}
+    return {"steps": self._steps, SKIPPED: self._skipped, "sums": dict(self._sums)}
 
   def restore(self, counted: Mapping[str, Any]) -> None:
     """Go on after the steps that `counted` told of; they took no time in this process."""
     self._steps = counted["steps"]
+    self._skipped = counted.get(SKIPPED, 0)  # earlier versions skipped none
     self._sums = dict(counted["sums"])
 
   def flush(self) -> dict[str, float]:
-    """The number of steps, "steps", the means, and as numbers of the interval:
+    """The number of steps, "steps", how many of them had no update, "skipped", if any, the means
+    over the others, and as numbers of the interval:
 
       images_per_second, images_per_second_per_device;
       model_flops_utilisation: FLOP/s of the model over the chip's bf16 peak, where that is known;
@@ -108,8 +117,10 @@ class Throughput:
     """
     if not self._steps:
       return {}
-    values = {"steps": self._steps}
-    values |= {name: total / self._steps for name, total in self._sums.items()}
+    values: dict[str, float] = {"steps": self._steps}
+    if self._skipped:
+      values[SKIPPED] = self._skipped
+    values |= {name: total / (self._steps - self._skipped) for name, total in self._sums.items()}
     if self._timed_steps:
       rate = self._timed_steps * self._batch_size / max(self._seconds, 1e-9)
       device_rate = rate / self._num_devices
@@ -124,7 +135,11 @@ class Throughput:
 
   def _facts(self, values: Mapping[str, float]) -> dict[str, str]:
     """Of `flush`, what a progress bar shows."""
-    facts = {"loss": f"{values['loss']:.4f}", "images/s": f"{values['images_per_second']:.0f}"}
+    facts = {"images/s": f"{values['images_per_second']:.0f}"}
+    if "loss" in values:
+      facts = {"loss": f"{values['loss']:.4f}", **facts}
+    if SKIPPED in values:
+      facts["updates skipped"] = str(values[SKIPPED])
     if self._num_devices > 1:
       device_rate = values["images_per_second_per_device"]
       facts["images/s"] += f" ({device_rate:.{0 if device_rate >= 10 else 2}f} a device)"

@@ -13,7 +13,7 @@ from cfg.base import flops, sharding
 from cfg.base.errors import UserError
 from cfg.features.extractor import Extractor, Metric
 from cfg.inference import checks, program
-from cfg.inference.generator import Generator
+from cfg.inference.generator import Generator, NotFiniteSamples
 from cfg.models import unet
 from configs import digits as digits_config
 
@@ -205,6 +205,26 @@ def test_flops_are_those_of_the_whole_program(network, config, mesh1, rule):
     calls = program.nfe(drawing.at(w))
     assert whole[w] == 2 * sum(calls[role] * one[role] for role in calls)
   assert (whole[1.0] == 2 * whole[0.0]) == (rule == "classifier_free")
+
+
+@pytest.mark.parametrize("mesh", ["mesh1", "mesh8"])
+def test_samples_that_are_not_finite_are_refused(network, mesh, request):
+  """They would be rounded to 0, and measured: the error counts and names them; those of batches
+  without any are as ever.
+  """
+  spoilt = lambda params: lambda z, logsnr, y: jnp.where((y == 2)[:, None, None, None], jnp.nan, z)
+  made = generator(
+    network, small_config(), request.getfixturevalue(mesh), networks={guidance.MAIN: spoilt}
+  )
+  labels = np.array([0, 1] * 4 + [1, 2, 2])
+  batches = made.batches(
+    {guidance.MAIN: network[1]}, index=np.arange(100, 111), labels=labels, w=0.0, seed=0
+  )
+  assert next(batches).rows == slice(0, 8)
+  with pytest.raises(
+    NotFiniteSamples, match="2 of 3 samples, the first of them number 109, are not"
+  ):
+    next(batches)
 
 
 def compiled_flops(drawing, params):

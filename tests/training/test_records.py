@@ -11,7 +11,7 @@ import pytest
 from cfg.base import checkpoint, logs
 from cfg.base.errors import UserError
 from cfg.models import unet
-from cfg.training import loop, previews
+from cfg.training import diagnosis, loop, not_finite, previews
 from cfg.training import state as train_state
 from cfg.training.step_log import due
 from cfg.training.throughput import Throughput
@@ -30,18 +30,21 @@ class Number:
 
 
 class FakeStep:
-  """A step without a network, whose loss is its number; `at` says what else happens at a step."""
+  """A step without a network, whose loss is its number; `at` says what else happens at a step, and
+  `skipped` which steps are no updates, though the state counts them.
+  """
 
-  def __init__(self, events, at):
+  def __init__(self, events, at, skipped):
     self.events = events
     self.at = at
+    self.skipped = skipped
     self.place = lambda batch: batch
 
   def __call__(self, state, batch):
     step = int(batch["index"][0]) // len(batch["index"]) + 1
     self.events.append(("dispatched", step))
     self.at.get(step, lambda: None)()
-    metrics = {"loss": Number(step, self.events)}
+    metrics = {"loss": Number(step, self.events), "skipped": step in self.skipped}
     return state.replace(step=jnp.int32(step)), metrics
 
 
@@ -68,16 +71,18 @@ def run(config, digits, mesh1, tmp_path, monkeypatch):
     ),
   )
 
-  def start(at=None, name="run", **fields):
+  def start(at=None, name="run", skipped=(), **fields):
     config.train.update(fields)
     events = []
-    monkeypatch.setattr(loop, "TrainStep", lambda *_, **__: FakeStep(events, at or {}))
+    monkeypatch.setattr(loop, "TrainStep", lambda *_, **__: FakeStep(events, at or {}, skipped))
     workdir = tmp_path / name
     workdir.mkdir(exist_ok=True)
     try:
       loop.train(config, dataset=digits, mesh=mesh1, workdir=workdir)
-    except (loop.Stopped, MemoryError) as e:
+    except (loop.Stopped, MemoryError, not_finite.NotFinite) as e:
       events.append(("ended", type(e)))
+      if isinstance(e, UserError):
+        events.append(("said", str(e)))
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     return events, [json.loads(line) for line in lines]
 
@@ -142,6 +147,91 @@ def test_resumed_with_one_step_left(run):
   assert [record["step"] for record in records] == [5, 10]
   _, records = run(log_every_steps=1, num_steps=11)
   assert records[-1]["loss"] == 11 and records[-1]["images_per_second"] > 0
+
+
+@pytest.fixture
+def diagnosed(monkeypatch):
+  """[(step, parameters)] of what was looked at, in place of looking."""
+  seen = []
+
+  def of_step(config, step, *, params, **_):
+    seen.append((step, params))
+    return diagnosis.Diagnosis("the loss", 1, 16, (-2.0, 3.0))
+
+  monkeypatch.setattr(not_finite, "of_step", of_step)
+  return seen
+
+
+def saved_steps(workdir):
+  with checkpoint.Checkpoints(workdir) as checkpoints:
+    return checkpoints.steps()
+
+
+def test_skipped_updates_are_counted(run):
+  """A record tells how many of its steps had no update, and its means are of the others; so does
+  that of a run which was stopped between.
+  """
+  fields = dict(log_every_steps=4, num_steps=8, checkpoint_every_steps=1)
+  _, whole = run(skipped=(2, 4, 7), **fields)
+  assert [record.get("skipped") for record in whole] == [2, 1]
+  assert [record["loss"] for record in whole] == [2, pytest.approx((5 + 6 + 8) / 3)]
+  run(skipped=(2, 4, 7), at={3: die}, name="other", **fields)
+  _, again = run(skipped=(2, 4, 7), name="other", **fields)
+  names = ("step", "steps", "skipped", "loss")
+  assert [[r[name] for name in names] for r in again] == [
+    [r[name] for name in names] for r in whole
+  ]
+
+
+def test_too_many_skipped_updates_end_the_run(run, diagnosed, tmp_path):
+  """At the third in a row, not at three: with the step they began at and what is wrong with it, and
+  the record of what was counted. Checkpoints that were good stay, and the state is kept apart.
+  """
+  events, records = run(
+    skipped=(2, 4, 5, 7, 8, 9),
+    log_every_steps=10,
+    num_steps=20,
+    checkpoint_every_steps=3,
+    most_skipped=3,
+  )
+  assert ("ended", not_finite.NotFinite) in events
+  said = events[-1][1]
+  assert "stopped at step 9: the last 3 updates" in said and "In step 7" in said
+  assert "the loss; the losses of 1 of 16 examples are not, at log-SNR -2.00 to 3.00" in said
+  assert [step for step, _ in diagnosed] == [7]
+  assert saved_steps(tmp_path / "run") == [6, 3]
+  assert saved_steps(tmp_path / "run" / not_finite.FOLDER) == [6]
+  assert [(record["step"], record["skipped"]) for record in records] == [(9, 6)]
+
+
+def test_a_checkpoint_waits_for_an_update(run, tmp_path):
+  """None is written of a state whose last update was skipped: the next one that was not."""
+  run(skipped=(3, 4, 6), num_steps=8, checkpoint_every_steps=3, keep_checkpoints=9)
+  assert saved_steps(tmp_path / "run") == [8, 7, 5]
+
+
+def test_a_stop_is_in_order_though_updates_were_skipped(run, tmp_path):
+  """A signal and the end save a finite state all the same."""
+  events, _ = run(at={3: terminate}, skipped=(3,), num_steps=8, checkpoint_every_steps=0)
+  assert events[-1] == ("ended", loop.Stopped) and saved_steps(tmp_path / "run") == [3]
+  run(skipped=(8,), num_steps=8, checkpoint_every_steps=0)
+  assert saved_steps(tmp_path / "run") == [8, 3]
+
+
+def test_no_checkpoint_is_written_that_is_not_finite(run, diagnosed, tmp_path, monkeypatch):
+  """Of parameters that overflow though loss and gradients do not: nothing is written."""
+  call = FakeStep.__call__
+
+  def overflow(self, state, batch):
+    state, metrics = call(self, state, batch)
+    grown = jnp.where(state.step >= 4, jnp.inf, 0.0) + state.params["a"]
+    return state.replace(params={"a": grown}), metrics
+
+  monkeypatch.setattr(FakeStep, "__call__", overflow)
+  events, _ = run(num_steps=8, checkpoint_every_steps=2)
+  assert ("ended", not_finite.NotFinite) in events and "was not kept" in events[-1][1]
+  assert saved_steps(tmp_path / "run") == [2]
+  assert not (tmp_path / "run" / not_finite.FOLDER).exists()
 
 
 def test_zero_is_never(run):

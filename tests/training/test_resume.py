@@ -142,7 +142,7 @@ def interrupted(start, tmp_path_factory):
   wait_until(lambda: logged(workdir, 28), process)
   process.send_signal(signal.SIGTERM)
   code, output = finish(process)
-  assert code != 0 and "run the same command to continue" in output
+  assert code == 75 and "error:" not in output and "run the same command to continue" in output
   assert "Traceback" not in output
   assert f"continuing at step {killed_at} of {TRAIN_STEPS}" in output
 
