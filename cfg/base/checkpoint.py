@@ -1,16 +1,19 @@
-"""Orbax checkpoints that check themselves: content hashes, and a fall-back to the newest intact
-one.
+"""Orbax checkpoints that check themselves: written beside the run, and counted once their content
+hashes are there; a fall-back to the newest intact one.
 
-Orbax renames a finished step into place, so a killed save leaves nothing behind
-that counts. What it does not see is damage after that; hence a manifest of
-SHA-256 hashes is written beside each step and compared when it is opened.
+A step is a folder of Orbax's and a manifest of SHA-256 hashes of its files, written last: without
+it the step does not count. `<step>.saving` stands beside it until then, so that a save which was
+killed is told from a manifest that was lost.
 """
 
+import functools
 import hashlib
 import json
 import logging
 import pathlib
-from collections.abc import Mapping
+import shutil
+import threading
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -18,7 +21,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from cfg.base import files
-from cfg.base.errors import UserError
+from cfg.base.errors import Stopped, UserError
 
 log = logging.getLogger(__name__)
 
@@ -29,46 +32,126 @@ STATE = "state"
 class Checkpoints:
   """The checkpoints of one work directory, `<workdir>/checkpoints/<step>`.
 
+  Leaving the `with` block waits for the save that goes on.
+
   Args:
-    workdir: the work directory; its folder `checkpoints` is made if it is not there.
+    workdir: the work directory; its folder `checkpoints` is made by the first save.
     keep: how many of the newest steps to keep.
     keep_every: and every multiple of this one for good; 0 for none.
   """
 
   def __init__(self, workdir: str | pathlib.Path, *, keep: int = 2, keep_every: int = 0) -> None:
     self._dir = directory(workdir)
+    self._keep = keep
+    self._keep_every = keep_every
+    self._saving: threading.Thread | None = None
+    self._failed: BaseException | None = None
+
+  @functools.cached_property
+  def _manager(self):
+    """Orbax's, which keeps everything: a step is removed once a newer one counts."""
     self._dir.mkdir(parents=True, exist_ok=True)
-    options = ocp.CheckpointManagerOptions(
-      max_to_keep=keep, keep_period=keep_every or None, enable_async_checkpointing=False
+    return ocp.CheckpointManager(
+      self._dir,
+      options=ocp.CheckpointManagerOptions(enable_async_checkpointing=True),
+      item_handlers={STATE: ocp.StandardCheckpointHandler(), META: ocp.JsonCheckpointHandler()},
     )
-    handlers = {STATE: ocp.StandardCheckpointHandler(), META: ocp.JsonCheckpointHandler()}
-    self._manager = ocp.CheckpointManager(self._dir, options=options, item_handlers=handlers)
 
   def __enter__(self):
     return self
 
-  def __exit__(self, *_):
-    self._manager.close()
+  def __exit__(self, kind, error, _):
+    try:
+      self.wait()
+    except UserError as e:
+      if kind is None or issubclass(kind, Stopped):  # or else there is something worse to say
+        raise
+      log.error("%s", e)
+    finally:
+      if "_manager" in self.__dict__:
+        self._manager.close()
 
   def steps(self) -> list[int]:
-    """Steps that are there, newest first."""
-    return sorted(self._manager.all_steps(), reverse=True)
+    """Steps that are there, newest first; whether they are intact is another question."""
+    return sorted(set(_steps(self._dir)) - set(self._unfinished()), reverse=True)
 
   def save(self, step: int, *, state: Any, meta: Mapping[str, Any]) -> None:
-    """Write `state` (a tree of arrays) and `meta` (JSON-able), then the manifest of what was
-    written.
+    """Copy `state` (a tree of arrays) to the host, and write it and `meta` (JSON-able) in the
+    background: first what they are, then the manifest of it, then older steps make room.
+
+    Raises:
+      UserError: the save before could not be finished.
     """
+    self.wait()
     args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
-    self._manager.save(step, args=args, force=True)
-    self._manager.wait_until_finished()
-    if jax.process_index() == 0:
-      files.write_json(self._manifest_path(step), _hash_files(self._dir / str(step)))
-      for manifest in self._dir.glob("*.sha256.json"):
-        if not (self._dir / manifest.name.split(".")[0]).is_dir():
-          manifest.unlink()
+    try:
+      manager = self._manager
+      if jax.process_index() == 0:
+        self._mark(step).touch()
+      manager.save(step, args=args, force=True)
+    except Exception as e:
+      raise self._unwritable(step, e) from e
+    self._saving = threading.Thread(target=self._finish, args=(step,), name=f"checkpoint {step}")
+    self._saving.start()
+
+  def wait(self) -> None:
+    """Until the save that goes on, if one does, is finished.
+
+    Raises:
+      UserError: it cannot be.
+    """
+    if self._saving is None:
+      return
+    step = int(self._saving.name.split()[1])
+    self._saving.join()
+    self._saving = None
+    error, self._failed = self._failed, None
+    if error is not None:
+      raise self._unwritable(step, error) from error
+
+  def _finish(self, step):
+    """In the background: wait for Orbax, write the manifest, make room."""
+    try:
+      self._manager.wait_until_finished()
+      if jax.process_index() == 0:
+        files.write_json(self._manifest_path(step), _hash_files(self._dir / str(step)))
+        self._mark(step).unlink()
+        self._make_room()
+    except Exception as e:  # told by `wait`
+      self._failed = e
+
+  def _make_room(self):
+    """Remove what is older than the newest `keep` steps that count, and not kept for good."""
+    counted = [step for step in self.steps() if self._manifest_path(step).exists()]
+    kept = set(counted[: self._keep])
+    for step in self.steps():
+      for_good = self._keep_every and step % self._keep_every == 0
+      if step < min(kept) and not for_good:
+        self._remove(step)
+
+  def _remove(self, step):
+    """A step, its manifest first: without it what is left does not count."""
+    self._mark(step).touch()
+    self._manifest_path(step).unlink(missing_ok=True)
+    shutil.rmtree(self._dir / str(step), ignore_errors=True)
+    self._mark(step).unlink()
+    self._manager.reload()
+
+  def _unwritable(self, step, error):
+    """What is said of a save that failed."""
+    said = str(error).strip().split("\n")[0][:200] or type(error).__name__
+    return UserError(
+      f"the checkpoint of step {step} cannot be written to {str(self._dir)!r} ({said}). Those "
+      f"before it are as they were: make room or set its permissions, and run the same command "
+      f"again."
+    )
 
   def restore(
-    self, *, target: Any = None, step: int | None = None
+    self,
+    *,
+    target: Any = None,
+    step: int | None = None,
+    part: Callable[[Any, Mapping[str, Any]], Any] | None = None,
   ) -> tuple[int, Any, dict[str, Any]] | None:
     """The newest intact checkpoint: (step, state, meta), or None where there is none.
 
@@ -76,6 +159,8 @@ class Checkpoints:
       target: tree of arrays like the saved state, each leaf restored to the sharding of its
         array, whatever that of the saved one was; or None: every leaf a numpy array.
       step: this one alone; None for the newest.
+      part: without a target, (what is saved, as a tree of shapes; meta) -> the part of that tree
+        that is to be read; None: all.
 
     Raises:
       UserError: there are checkpoints but none is intact, or not `step`, or an intact one does not
@@ -95,7 +180,7 @@ class Checkpoints:
         try:
           if target is not None:
             self._check_fits(step, target)
-          return step, *self._read(step, target)
+          return step, *self._read(step, target, part)
         except UserError:  # it is whole, and of another network
           raise
         except Exception as e:  # orbax raises many kinds for a file that is cut short
@@ -117,11 +202,13 @@ class Checkpoints:
     return self._damage(step) is None
 
   def discard_after(self, step: int) -> None:
-    """Remove steps newer than `step`: those that were found damaged when it was restored."""
-    for newer in self.steps():
-      if newer > step:
-        self._manager.delete(newer)
-        self._manifest_path(newer).unlink(missing_ok=True)
+    """Remove steps newer than `step`, those that were found damaged when it was restored, and what
+    saves that were killed left.
+    """
+    for other in (*(newer for newer in self.steps() if newer > step), *self._unfinished()):
+      self._remove(other)
+    for left in self._dir.glob("*.orbax-checkpoint-tmp*"):
+      shutil.rmtree(left, ignore_errors=True)
 
   def _check_fits(self, step, target):
     """Raise UserError unless the state of `step` has the names and shapes of `target`."""
@@ -142,31 +229,45 @@ class Checkpoints:
         f"config and data that it was made with."
       )
 
-  def _read(self, step, target):
+  def _read(self, step, target, part):
+    meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))[META]
     if target is None:
-      # arrays of the host, so that the devices and shardings of the run that saved it do not matter
       saved = self._manager.item_metadata(step)[STATE]
-      state_args = ocp.args.StandardRestore(
-        jax.tree.map(lambda a: np.empty(a.shape, a.dtype), saved)
-      )
-    else:
-      state_args = ocp.args.StandardRestore(
-        jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), target)
-      )
-    args = ocp.args.Composite(state=state_args, meta=ocp.args.JsonRestore())
-    restored = self._manager.restore(step, args=args)
-    return restored[STATE], restored[META]
+      return self._read_on_host(step, saved if part is None else part(saved, meta)), meta
+    wanted = jax.tree.map(
+      lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), target
+    )
+    args = ocp.args.Composite(state=ocp.args.StandardRestore(wanted))
+    return self._manager.restore(step, args=args)[STATE], meta
+
+  def _read_on_host(self, step, shapes):
+    """Those arrays of a state on the host, so that the devices and shardings of the run that saved
+    it do not matter.
+    """
+    args = ocp.args.PyTreeRestore(
+      jax.tree.map(lambda a: np.empty(a.shape, a.dtype), shapes),
+      restore_args=jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes),
+      partial_restore=True,
+    )
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+      return reader.restore(self._dir / str(step) / STATE, args=args)
 
   def _manifest_path(self, step):
     return self._dir / f"{step}.sha256.json"
 
+  def _mark(self, step):
+    return self._dir / f"{step}.saving"
+
+  def _unfinished(self):
+    """Steps whose save was killed before they counted."""
+    marked = [int(path.stem) for path in self._dir.glob("*.saving") if path.stem.isdecimal()]
+    return [step for step in marked if not self._manifest_path(step).exists()]
+
   def _damage(self, step):
-    """What differs from the step's manifest, or None. A step without one was saved just before a
-    kill.
-    """
+    """What differs from the step's manifest, or None."""
     path = self._manifest_path(step)
     if not path.exists():
-      return None
+      return f"its manifest {path.name} is not there"
     try:
       recorded = json.loads(path.read_text())
     except ValueError:
@@ -188,13 +289,17 @@ def read_meta(workdir: str | pathlib.Path) -> dict[str, Any] | None:
   how to start them.
   """
   folder = directory(workdir)
-  steps = [int(p.name) for p in folder.iterdir() if p.name.isdecimal()] if folder.is_dir() else []
-  for step in sorted(steps, reverse=True):
+  for step in sorted(_steps(folder), reverse=True):
     try:
       return json.loads((folder / str(step) / META / "metadata").read_text())
     except (OSError, ValueError):
       continue
   return None
+
+
+def _steps(folder):
+  """Numbers of the folders that are steps."""
+  return [int(p.name) for p in folder.iterdir() if p.name.isdecimal()] if folder.is_dir() else []
 
 
 def _hash_files(directory):

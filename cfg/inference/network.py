@@ -331,22 +331,27 @@ def load_network(
 
 
 def _from_checkpoint(workdir, ema, step):
-  """(params, meta) of the newest intact checkpoint, or of `step`."""
+  """(params, meta) of the newest intact checkpoint, or of `step`: of its averages one is read."""
+
+  def average(saved, meta):
+    name = config_lib.ema_name(meta["config"]["train"]["ema_decays"][0] if ema is None else ema)
+    if name not in saved["ema"]:
+      raise UserError(
+        f"there is no EMA of decay {name} in {str(workdir)!r}: {nearest(name, saved['ema'])} "
+        f"Choose one of them."
+      )
+    return {"ema": {name: saved["ema"][name]}}
+
   with checkpoint.Checkpoints(workdir) as checkpoints:
-    restored = checkpoints.restore(step=step)
+    restored = checkpoints.restore(step=step, part=average)
   if restored is None:
     raise UserError(
       f"there is no checkpoint in {str(workdir)!r}: train first (--mode=train), or give the "
       f"--workdir of a trained model."
     )
   step, state, meta = restored
-  name = config_lib.ema_name(meta["config"]["train"]["ema_decays"][0] if ema is None else ema)
-  if name not in state["ema"]:
-    raise UserError(
-      f"there is no EMA of decay {name} in {str(workdir)!r}: {nearest(name, state['ema'])} Choose "
-      f"one of them."
-    )
-  return state["ema"][name], {**meta, "step": step, "ema": name}
+  ((name, params),) = state["ema"].items()
+  return params, {**meta, "step": step, "ema": name}
 
 
 def check_data(path: str | pathlib.Path, *, dataset: Dataset) -> None:

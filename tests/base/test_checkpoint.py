@@ -1,6 +1,7 @@
 """Checkpoints that check themselves, and the config they belong to."""
 
 import logging
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -60,6 +61,7 @@ def test_chosen_steps_are_kept_for_good(tmp_path):
   with checkpoint.Checkpoints(tmp_path, keep=1, keep_every=2) as checkpoints:
     for step in range(1, 6):
       checkpoints.save(step, state=tree(step), meta={"step": step})
+    checkpoints.wait()
     assert checkpoints.steps() == [5, 4, 2]
     assert all(checkpoints.intact(step) for step in checkpoints.steps())
     step, state, meta = checkpoints.restore(step=2)
@@ -93,14 +95,124 @@ def test_a_damaged_step_falls_back(saved, caplog, damage):
     assert "content differs from its hash" in caplog.text
     checkpoints.discard_after(1)
     checkpoints.save(2, state=tree(5), meta={})
+    checkpoints.wait()
     assert trees.tree_hash(checkpoints.restore()[1]) == trees.tree_hash(tree(5))
 
 
-def test_a_step_without_manifest_is_taken(saved):
-  """Killed between the step and its manifest: the step itself is whole."""
-  (saved / "checkpoints" / "2.sha256.json").unlink()
+def test_a_lost_manifest_is_damage(saved, caplog):
+  """Without it nothing tells a flipped bit: the older step is opened, and the log says why; of all
+  steps it is an error, not a new start.
+  """
+  manifest = lambda step: saved / "checkpoints" / f"{step}.sha256.json"
+  manifest(2).unlink()
   with checkpoint.Checkpoints(saved) as checkpoints:
-    assert checkpoints.restore()[0] == 2
+    assert checkpoints.restore()[0] == 1 and "2.sha256.json is not there" in caplog.text
+    manifest(1).unlink()
+    with pytest.raises(UserError, match="none of the checkpoints"):
+      checkpoints.restore()
+
+
+def killed_at(monkeypatch, name):
+  """Lets the background part of a save end where it calls `name` of the module, as a kill does."""
+
+  def die(*_, **__):
+    raise SystemExit
+
+  monkeypatch.setattr(checkpoint, name, die)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_save_that_was_killed_does_not_count(tmp_path, monkeypatch):
+  """Before its manifest: it is as if it had not been, in an empty work directory too, and what it
+  left goes when the run goes on. The steps before it stay, however many.
+  """
+  with checkpoint.Checkpoints(tmp_path, keep=1) as checkpoints:
+    for step in (1, 2):
+      with monkeypatch.context() as patch:
+        killed_at(patch, "_hash_files")
+        checkpoints.save(step, state=tree(step), meta={"step": step})
+        checkpoints._saving.join()
+      checkpoints._saving = None
+      assert (tmp_path / "checkpoints" / str(step)).is_dir()
+      if step == 1:
+        assert checkpoints.steps() == [] and checkpoints.restore() is None
+        checkpoints.discard_after(0)
+        checkpoints.save(1, state=tree(1), meta={"step": 1})
+        checkpoints.wait()
+    assert checkpoints.steps() == [1] and checkpoints.restore()[0] == 1
+    (tmp_path / "checkpoints" / "3.orbax-checkpoint-tmp-7").mkdir()
+    checkpoints.discard_after(1)
+  assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["1", "1.sha256.json"]
+
+
+def test_nothing_makes_room_before_the_new_step_counts(tmp_path, monkeypatch):
+  """The older step is removed after the newer one's manifest was written, and not if it cannot be:
+  the error comes with the next save, or at the end.
+  """
+  full = OSError(28, "No space left on device")
+
+  def fail(*_, **__):
+    raise full
+
+  checkpoints = checkpoint.Checkpoints(tmp_path, keep=1)
+  checkpoints.save(1, state=tree(1), meta={"step": 1})
+  checkpoints.wait()
+  with monkeypatch.context() as patch:
+    patch.setattr(checkpoint, "_hash_files", fail)
+    checkpoints.save(2, state=tree(2), meta={"step": 2})
+    with pytest.raises(UserError, match="step 2 cannot be written.*No space left on device"):
+      checkpoints.save(3, state=tree(3), meta={"step": 3})
+  assert checkpoints.steps() == [1] and checkpoints.intact(1)
+  with pytest.raises(UserError, match="step 3 cannot be written"), monkeypatch.context() as patch:
+    patch.setattr(checkpoint, "_hash_files", fail)
+    with checkpoints:
+      checkpoints.save(3, state=tree(3), meta={"step": 3})
+  with checkpoint.Checkpoints(tmp_path, keep=1) as again:
+    assert again.restore()[0] == 1
+    again.discard_after(1)
+    again.save(2, state=tree(2), meta={"step": 2})
+    again.wait()
+    assert again.steps() == [2] and again.intact(2)
+
+
+def test_a_save_does_not_hold_up_what_comes_after(tmp_path, monkeypatch):
+  """`save` comes back while files are being hashed; what is written is the state at the call,
+  whatever becomes of its arrays.
+  """
+  hold, hashes = threading.Event(), checkpoint._hash_files
+
+  def slow(folder):
+    assert hold.wait(60)
+    return hashes(folder)
+
+  monkeypatch.setattr(checkpoint, "_hash_files", slow)
+  grow = jax.jit(lambda state: jax.tree.map(lambda a: a + 1, state), donate_argnums=0)
+  with checkpoint.Checkpoints(tmp_path) as checkpoints:
+    state = tree(1)
+    checkpoints.save(1, state=state, meta={"step": 1})
+    jax.block_until_ready(grow(state))
+    assert checkpoints.steps() == []
+    hold.set()
+    checkpoints.wait()
+    assert trees.tree_hash(checkpoints.restore()[1]) == trees.tree_hash(tree(1))
+
+
+def test_a_part_is_read_alone(saved):
+  """Of a tree what is chosen by name, in its place; the reader makes nothing."""
+  with checkpoint.Checkpoints(saved) as checkpoints:
+    step, state, meta = checkpoints.restore(
+      part=lambda shapes, meta: {"params": {"b": shapes["params"]["b"]}}
+    )
+  assert step == meta["step"] == 2 and isinstance(state["params"]["b"], np.ndarray)
+  assert trees.tree_hash(state) == trees.tree_hash({"params": {"b": tree(2)["params"]["b"]}})
+
+
+def test_reading_makes_nothing(tmp_path):
+  """Not even a folder."""
+  with checkpoint.Checkpoints(tmp_path) as checkpoints:
+    assert checkpoints.restore() is None
+    checkpoints.discard_after(0)
+  assert list(tmp_path.iterdir()) == []
 
 
 def test_nothing_intact_is_an_error_and_nothing_there_is_none(saved, tmp_path_factory):
