@@ -147,9 +147,9 @@ def write_curve(path: pathlib.Path, content: Mapping) -> None:
   metrics = table.from_json(content["metrics"])
   variants = table.by_variant(rows)
   if len(variants) > MOST_LINES:
-    steps = lambda row: row["sampler.num_steps"]
+    first = rows[0]["sampler.num_steps"]
     variants = {
-      label: found for label, found in variants.items() if steps(found[0]) == steps(rows[0])
+      label: found for label, found in variants.items() if found[0]["sampler.num_steps"] == first
     }
   frechet = [metric for metric in metrics if metric.kind == "frechet"]
   scores = [metric for metric in metrics if metric.kind == "score"]
