@@ -41,6 +41,7 @@ setup(
     "orbax-checkpoint>=0.11.25,<0.13",
     "pillow>=11",
     "protobuf>=5",
+    "psutil>=5.9,<8",
     "safetensors>=0.5,<1",
     "scikit-learn>=1.5,<2",
     "scipy>=1.13,<2",

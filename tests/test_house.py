@@ -54,8 +54,8 @@ INSIDE = {
     "summary reference; paired gauge meter; scores pairwise calibration sliced; statistics; metric"
   ),
   "base": (
-    "config; cli checkpoint images sharding logs pickles fields; defaults; files trees runtime "
-    "optim flops paths progress; errors"
+    "config; cli checkpoint images sharding logs pickles fields lock; defaults; files trees "
+    "runtime optim flops paths progress; errors"
   ),
   "": "losses sampling rules mixtures; guidance limits particles; diffusion schedules",
 }
@@ -70,6 +70,7 @@ HOMES = {
   "safetensors": {"interop"},
   "google": {"interop"},  # google.protobuf
   "clu": {"training.loop"},
+  "psutil": {"base.lock"},
   "tensorboardX": {"base.logs"},
   "tqdm": {"base.progress"},
   "PIL": {"data", "base.images"},

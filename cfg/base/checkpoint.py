@@ -38,12 +38,21 @@ class Checkpoints:
     workdir: the work directory; its folder `checkpoints` is made by the first save.
     keep: how many of the newest steps to keep.
     keep_every: and every multiple of this one for good; 0 for none.
+    may_write: is called before each save, and raises if this process must not write any more.
   """
 
-  def __init__(self, workdir: str | pathlib.Path, *, keep: int = 2, keep_every: int = 0) -> None:
+  def __init__(
+    self,
+    workdir: str | pathlib.Path,
+    *,
+    keep: int = 2,
+    keep_every: int = 0,
+    may_write: Callable[[], None] = lambda: None,
+  ) -> None:
     self._dir = directory(workdir)
     self._keep = keep
     self._keep_every = keep_every
+    self._may_write = may_write
     self._saving: threading.Thread | None = None
     self._failed: BaseException | None = None
 
@@ -82,6 +91,7 @@ class Checkpoints:
     Raises:
       UserError: the save before could not be finished.
     """
+    self._may_write()
     self.wait()
     args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
     try:

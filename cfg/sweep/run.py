@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from cfg.base import files, sharding
+from cfg.base import files, lock, sharding
 from cfg.base.config import ConfigDict
 from cfg.base.errors import UserError
 from cfg.base.progress import Progress
@@ -162,21 +162,23 @@ def draw_missing(
         drawing, mesh=mesh, batch_size=settings.batch_size, extractor=measured.extractor
       )
       flops = program.flops_of_calls(drawing, network.parameters(variant.networks))
-      for _, w in group:
-        calls = generator.nfe(w)
-        values, pictures = strength.measure_strength(
-          variant,
-          w,
-          settings=settings,
-          measured=measured,
-          generator=generator,
-          on_images=functools.partial(
-            show, progress, w=w, before=done, evaluations=sum(calls.values())
-          ),
-        )
-        keep_row(variant, w, values, pictures, calls=calls, flops=flops)
-        log.info("%s", table.one_line(variant.finished(w), measured.extractor.metrics))
-        done += settings.num_samples * sum(calls.values())
+      with lock.Lock(variant.folder / "writer.lock", what="is sweeping this variant") as held:
+        for _, w in group:
+          calls = generator.nfe(w)
+          values, pictures = strength.measure_strength(
+            variant,
+            w,
+            settings=settings,
+            measured=measured,
+            generator=generator,
+            may_write=held.check,
+            on_images=functools.partial(
+              show, progress, w=w, before=done, evaluations=sum(calls.values())
+            ),
+          )
+          keep_row(variant, w, values, pictures, calls=calls, flops=flops)
+          log.info("%s", table.one_line(variant.finished(w), measured.extractor.metrics))
+          done += settings.num_samples * sum(calls.values())
 
 
 def show(progress, count: int, kept: bool, *, w: float, before: int, evaluations: int) -> None:

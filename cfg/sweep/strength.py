@@ -28,6 +28,7 @@ def measure_strength(
   settings: ConfigDict,
   measured: Measured,
   generator: Generator,
+  may_write: Callable[[], None],
   on_images: Callable[[int, bool], None],
 ) -> tuple[dict[str, Any], np.ndarray]:
   """(metrics of metrics.summary and metrics.gauge, kept pictures uint8 [K,H,W,C]) of one strength.
@@ -41,6 +42,7 @@ def measure_strength(
     settings: the sweep's, num_samples a multiple of blocks times classes.
     measured: what `generator` measures in, and what real images gave there.
     generator: of the variant's program.
+    may_write: called before a batch is kept; raises if another process has taken over.
     on_images: called with the number of images that are done, and whether the last of them were
       kept by an earlier call.
   """
@@ -73,6 +75,7 @@ def measure_strength(
     batch[PICTURES] = np.asarray(drawn.images[: max(0, min(count, KEPT - first))])
     if GAP in drawn.aux:
       batch[GAP] = np.asarray(drawn.aux[GAP]).T[:count]
+    may_write()
     files.write_npz(folder / _name(first, first + count), batch)
     add(batch, kept=False)
   values = summary.summarise(

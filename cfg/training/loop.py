@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from clu import parameter_overview
 
-from cfg.base import checkpoint, defaults, files, flops, logs, optim, sharding, trees
+from cfg.base import checkpoint, defaults, files, flops, lock, logs, optim, sharding, trees
 from cfg.base import config as config_lib
 from cfg.base.config import ConfigDict
 from cfg.base.errors import Stopped, UserError
@@ -90,9 +90,15 @@ def train(
     num_classes=dataset.num_classes,
     image_shape=dataset.image_shape,
   )
-  with checkpoint.Checkpoints(
-    workdir, keep=config.train.keep_checkpoints, keep_every=config.train.keep_every_steps
-  ) as checkpoints:
+  with (
+    lock.Lock(workdir / "writer.lock", what="is training") as held,
+    checkpoint.Checkpoints(
+      workdir,
+      keep=config.train.keep_checkpoints,
+      keep_every=config.train.keep_every_steps,
+      may_write=held.check,
+    ) as checkpoints,
+  ):
     num_steps = config.train.num_steps
     if meta is not None and meta["step"] == num_steps and checkpoints.intact(num_steps):
       log.info("training is complete at step %d: %s", num_steps, workdir / "checkpoints")

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cfg.base import lock
 from cfg.base.errors import UserError
 from cfg.data import dataset as dataset_lib
 from cfg.inference import generator, pictures, program
@@ -152,6 +153,10 @@ def test_a_finished_sweep_draws_nothing(done, digits, mesh1, monkeypatch):
   assert run.sweep(small_config(), dataset=digits, mesh=mesh1, workdir=workdir) == content
 
 
+def taken_over(self):
+  raise UserError("taken over")
+
+
 @pytest.mark.parametrize("lost", ["w1.json", "w1.npz"])
 def test_a_lost_row_comes_back_the_same(done, digits, mesh1, lost):
   """One strength recomputed in batches of another size: the same samples, at most a grey level
@@ -163,6 +168,14 @@ def test_a_lost_row_comes_back_the_same(done, digits, mesh1, lost):
   (folder / lost).unlink()
   config = small_config()
   config.sweep.batch_size = 25
+  # one sweep of a variant at a time; and who was taken over keeps nothing more
+  another = lock.Lock(folder / "writer.lock", what="sweeps")
+  with another, pytest.raises(UserError, match="is sweeping this variant in"):
+    run.sweep(config, dataset=digits, mesh=mesh1, workdir=workdir)
+  with pytest.MonkeyPatch.context() as patch, pytest.raises(UserError, match="taken over"):
+    patch.setattr(lock.Lock, "check", taken_over)
+    run.sweep(config, dataset=digits, mesh=mesh1, workdir=workdir)
+  assert not list((folder / "w1.partial").iterdir())
   again = run.sweep(config, dataset=digits, mesh=mesh1, workdir=workdir)
   assert again["rows"][0] == content["rows"][0]
   for name in ("fid", "inception_score", "label_accuracy"):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cfg.base import checkpoint, logs
+from cfg.base import checkpoint, lock, logs
 from cfg.base.errors import UserError
 from cfg.models import unet
 from cfg.training import diagnosis, loop, not_finite, previews
@@ -232,6 +232,31 @@ def test_no_checkpoint_is_written_that_is_not_finite(run, diagnosed, tmp_path, m
   assert ("ended", not_finite.NotFinite) in events and "was not kept" in events[-1][1]
   assert saved_steps(tmp_path / "run") == [2]
   assert not (tmp_path / "run" / not_finite.FOLDER).exists()
+
+
+def test_one_run_at_a_time(run, tmp_path):
+  """A second one is refused, whatever it would do, and the first one's files are as they were."""
+  run(num_steps=4)
+  files = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+  with lock.Lock(tmp_path / "run" / "writer.lock", what="is training"):
+    with pytest.raises(UserError, match="is training in"):
+      run(num_steps=8)
+    assert saved_steps(tmp_path / "run") == [4]
+  assert all(path.read_bytes() == content for path, content in files.items())
+  run(num_steps=8)
+  assert saved_steps(tmp_path / "run") == [8, 4]
+
+
+def test_a_run_that_was_taken_over_writes_no_checkpoint(run, tmp_path):
+  """As after it was suspended: another process has the lock."""
+
+  def take_over():
+    path = tmp_path / "run" / "writer.lock"
+    path.write_text(path.read_text().replace('"token": "', '"token": "other'))
+
+  with pytest.raises(UserError, match="no longer this process's"):
+    run(at={5: take_over}, num_steps=8, checkpoint_every_steps=2)
+  assert saved_steps(tmp_path / "run") == [4, 2]
 
 
 def test_zero_is_never(run):

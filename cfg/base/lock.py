@@ -1,0 +1,123 @@
+"""One writer of each kind in a work directory: a file that says who it is, and whether it lives."""
+
+import contextlib
+import datetime
+import fcntl
+import json
+import os
+import pathlib
+import socket
+import threading
+import uuid
+from typing import Any
+
+import psutil
+
+from cfg.base import files
+from cfg.base.errors import UserError
+
+BEAT = 30.0  # seconds between signs of life
+STALE = 300.0  # without one for so long, the writer is gone
+
+
+class Lock:
+  """Held within a `with` block by one process at a time, on any of the hosts that share the folder.
+
+  The file tells host, process and since when; its time of change is the last sign of life. It is
+  taken over if its process is dead on this host, or has given none for STALE seconds. Ages are
+  differences of the file system's own times: clocks of hosts may differ.
+
+  Args:
+    path: of the file, in a folder that is there.
+    what: the writer does, as "is training": the second one's error says it.
+  """
+
+  def __init__(self, path: str | pathlib.Path, *, what: str) -> None:
+    self._path = pathlib.Path(path)
+    self._what = what
+    self._own: dict[str, Any] = {}
+    self._ended = threading.Event()
+    self._beating: threading.Thread | None = None
+
+  def __enter__(self) -> "Lock":
+    """Raises UserError, which names the holder, if there is one."""
+    me = psutil.Process()
+    self._own = {
+      "host": socket.gethostname(),
+      "process": me.pid,
+      "started": me.create_time(),
+      "since": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+      "token": uuid.uuid4().hex,
+    }
+    with self._deciding():
+      holder = self._holder()
+      if holder is not None and not self._is_gone(holder):
+        raise UserError(
+          f"process {holder.get('process')} on {holder.get('host')} {self._what} in "
+          f"{str(self._path.parent)!r} since {holder.get('since')}: wait for it, stop it, or "
+          f"choose another --workdir. (If it is gone, {str(self._path)!r} is free {STALE / 60:g} "
+          f"minutes after its last sign of life.)"
+        )
+      files.write_json(self._path, self._own)
+    self._beating = threading.Thread(target=self._beat, name=f"lock {self._path}", daemon=True)
+    self._beating.start()
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    self._ended.set()
+    assert self._beating is not None
+    self._beating.join()
+    with self._deciding():
+      if self._holder() == self._own:
+        self._path.unlink()
+
+  def check(self) -> None:
+    """Before something is written: raise UserError if another process has taken over, as after this
+    one was suspended for long.
+    """
+    holder = self._holder()
+    if holder != self._own:
+      other = "nobody" if holder is None else f"process {holder['process']} on {holder['host']}"
+      raise UserError(
+        f"{str(self._path)!r} is no longer this process's, but {other}'s: it gave no sign of life "
+        f"for more than {STALE / 60:g} minutes, or the file was removed. Nothing more is written."
+      )
+
+  def _beat(self):
+    while not self._ended.wait(BEAT):
+      with contextlib.suppress(OSError):  # `check` tells what became of it
+        if self._holder() == self._own:
+          os.utime(self._path)
+
+  def _holder(self):
+    """Who the file says it is, or None; a file that cannot be read is of nobody who lives."""
+    try:
+      holder = json.loads(self._path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+      return None
+    except ValueError:
+      return {}
+    return holder if isinstance(holder, dict) else {}
+
+  def _is_gone(self, holder):
+    """Whether that process is dead, or has given no sign of life for too long."""
+    if holder.get("host") == self._own["host"]:
+      try:
+        if psutil.Process(holder["process"]).create_time() != holder["started"]:
+          return True
+      except (psutil.NoSuchProcess, KeyError, TypeError, ValueError):
+        return True
+    probe = self._path.with_name(f".{self._path.name}.{self._own['token']}")
+    probe.touch()
+    try:
+      return probe.stat().st_mtime - self._path.stat().st_mtime > STALE
+    finally:
+      probe.unlink()
+
+  @contextlib.contextmanager
+  def _deciding(self):
+    """One process at a time looks at the file and changes it, where the file system can lock."""
+    with self._path.with_name(f".{self._path.name}.turn").open("w") as file:
+      with contextlib.suppress(OSError):
+        fcntl.flock(file, fcntl.LOCK_EX)
+      yield
