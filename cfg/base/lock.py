@@ -30,10 +30,13 @@ class Lock:
   Args:
     path: of the file, in a folder that is there.
     what: the writer does, as "is training": the second one's error says it.
+    leads: whether this process holds it; False for the others of a run of several, which are
+      together one writer.
   """
 
-  def __init__(self, path: str | pathlib.Path, *, what: str) -> None:
+  def __init__(self, path: str | pathlib.Path, *, what: str, leads: bool = True) -> None:
     self._path = pathlib.Path(path)
+    self._leads = leads
     self._what = what
     self._own: dict[str, Any] = {}
     self._ended = threading.Event()
@@ -41,6 +44,8 @@ class Lock:
 
   def __enter__(self) -> "Lock":
     """Raises UserError, which names the holder, if there is one."""
+    if not self._leads:
+      return self
     me = psutil.Process()
     self._own = {
       "host": socket.gethostname(),
@@ -64,8 +69,9 @@ class Lock:
     return self
 
   def __exit__(self, *_: object) -> None:
+    if self._beating is None:
+      return
     self._ended.set()
-    assert self._beating is not None
     self._beating.join()
     with self._deciding():
       if self._holder() == self._own:
@@ -75,7 +81,7 @@ class Lock:
     """Before something is written: raise UserError if another process has taken over, as after this
     one was suspended for long.
     """
-    holder = self._holder()
+    holder = self._holder() if self._leads else self._own
     if holder != self._own:
       other = "nobody" if holder is None else f"process {holder['process']} on {holder['host']}"
       raise UserError(

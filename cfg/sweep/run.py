@@ -12,6 +12,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -162,7 +163,11 @@ def draw_missing(
         drawing, mesh=mesh, batch_size=settings.batch_size, extractor=measured.extractor
       )
       flops = program.flops_of_calls(drawing, network.parameters(variant.networks))
-      with lock.Lock(variant.folder / "writer.lock", what="is sweeping this variant") as held:
+      with lock.Lock(
+        variant.folder / "writer.lock",
+        what="is sweeping this variant",
+        leads=jax.process_index() == 0,
+      ) as held:
         for _, w in group:
           calls = generator.nfe(w)
           values, pictures = strength.measure_strength(

@@ -91,7 +91,7 @@ def train(
     image_shape=dataset.image_shape,
   )
   with (
-    lock.Lock(workdir / "writer.lock", what="is training") as held,
+    lock.Lock(workdir / "writer.lock", what="is training", leads=jax.process_index() == 0) as held,
     checkpoint.Checkpoints(
       workdir,
       keep=config.train.keep_checkpoints,

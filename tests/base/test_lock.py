@@ -49,6 +49,14 @@ def test_the_second_writer_is_told_of_the_first(path):
   assert [p.name for p in path.parent.iterdir() if not p.name.startswith(".")] == []
 
 
+def test_processes_of_one_run_are_one_writer(path):
+  """Those that do not lead it neither hold a lock nor are refused, nor look at it."""
+  with lock.Lock(path, what=WHAT):
+    with lock.Lock(path, what=WHAT, leads=False) as follower:
+      follower.check()
+    assert path.exists()
+
+
 @pytest.mark.parametrize("silent, gone", [(lock.STALE - 5, False), (lock.STALE + 5, True)])
 def test_a_writer_elsewhere_is_gone_after_five_minutes(path, silent, gone):
   """Without a sign of life for longer it is, and before it is not."""
