@@ -291,7 +291,8 @@ def say_where(run):
 
 def run() -> None:
   """Entry point."""
-  absl.logging.set_verbosity(absl.logging.ERROR)
+  # what libraries log as errors they raise as well
+  absl.logging.set_verbosity(absl.logging.FATAL)
   run_command(main)
 
 

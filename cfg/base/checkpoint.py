@@ -6,6 +6,7 @@ it the step does not count. `<step>.saving` stands beside it until then, so that
 killed is told from a manifest that was lost.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -27,6 +28,7 @@ log = logging.getLogger(__name__)
 
 META = "meta"
 STATE = "state"
+MOST_SAID = 120  # characters of an error of Orbax's
 
 
 class Checkpoints:
@@ -78,7 +80,8 @@ class Checkpoints:
       log.error("%s", e)
     finally:
       if "_manager" in self.__dict__:
-        self._manager.close()
+        with contextlib.suppress(Exception):  # an error of a save, which `wait` has told
+          self._manager.close()
 
   def steps(self) -> list[int]:
     """Steps that are there, newest first; whether they are intact is another question."""
@@ -149,7 +152,8 @@ class Checkpoints:
 
   def _unwritable(self, step, error):
     """What is said of a save that failed."""
-    said = str(error).strip().split("\n")[0][:200] or type(error).__name__
+    said = str(error).strip().split("\n")[0] or type(error).__name__
+    said = said if len(said) < MOST_SAID else f"... {said[-MOST_SAID:]}"  # the cause comes last
     return UserError(
       f"the checkpoint of step {step} cannot be written to {str(self._dir)!r} ({said}). Those "
       f"before it are as they were: make room or set its permissions, and run the same command "

@@ -5,8 +5,12 @@ the same command goes on; 130: Ctrl-C where nothing is to be saved.
 """
 
 import difflib
+import errno
 import sys
 from collections.abc import Callable, Iterable
+
+# of a disk that is full, over its quota, or not for this user to write to
+UNWRITABLE = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 class UserError(Exception):
@@ -33,6 +37,16 @@ def run_command(main: Callable[[], None]) -> None:
   except Stopped as e:
     print(e, file=sys.stderr)
     sys.exit(e.exit_code)
+  except OSError as e:
+    if e.errno not in UNWRITABLE:
+      raise
+    where = f"{str(e.filename)!r} cannot be written" if e.filename else "a file cannot be written"
+    print(
+      f"error: {where} ({e.strerror}). What was finished before is as it was: make room or set its "
+      "permissions, and run the same command again.",
+      file=sys.stderr,
+    )
+    sys.exit(UserError.exit_code)
   except KeyboardInterrupt:
     sys.exit(130)
 
