@@ -58,7 +58,7 @@ def get_config():
   )
   config.heldout.update(every_steps=10_000, num_images=2000, batch_size=50)
   config.preview.update(every_steps=10_000, w=(0.0, 1.0, 3.0), num_classes=10, num_per_class=4)
-  config.sampler.update(num_steps=256)
+  config.sampler.update(num_steps=256, var_interp=0.3)
   config.sweep.update(
     w=(0.0, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 3.0, 4.0), num_samples=10_000, batch_size=250
   )

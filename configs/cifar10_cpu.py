@@ -45,7 +45,7 @@ def get_config():
   )
   config.heldout.update(every_steps=1_000, num_images=500, batch_size=50)
   config.preview.update(every_steps=1_000, num_per_class=2)
-  config.sampler.update(num_steps=64)
+  config.sampler.update(num_steps=64, var_interp=0.3)
   config.sweep.update(num_samples=2_000, batch_size=100)
   config.judge.update(ch=32, num_steps=2_000)
   return config

@@ -19,6 +19,7 @@ EARLIER = "runs/digits"  # and of this config, whose own earlier checkpoint guid
 def get_config():
   """digits.py, swept over methods."""
   config = digits.get_config()
+  config.sampler.var_interp = 0.3  # the paper's
   config.sweep.evaluations = 64
   weak = dict(rule="second_network", guide=EARLIER, guide_step=200)
   config.methods = {

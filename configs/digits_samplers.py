@@ -14,7 +14,7 @@ strength and from the same noise. docs/digits.md has the results.
 from configs import digits
 
 SAMPLERS = {
-  "ancestral": dict(name="ancestral"),
+  "ancestral": dict(name="ancestral", var_interp=0.3),
   "ddim": dict(name="ddim"),
   "heun": dict(name="heun"),
   "dpm_solver_pp_2m": dict(name="dpm_solver_pp_2m"),

@@ -76,7 +76,7 @@ def get_config(options="resolution=64"):
   )
   config.heldout.update(every_steps=5_000, num_images=2048, batch_size=64)
   config.preview.update(every_steps=5_000, w=(0.0, 1.0, 3.0), num_classes=8, num_per_class=4)
-  config.sampler.update(num_steps=256)
+  config.sampler.update(num_steps=256, var_interp=0.3)
   config.sweep.update(
     w=(0.0, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 3.0, 4.0), num_samples=10_000, batch_size=128
   )

@@ -40,7 +40,7 @@ def run_command(main: Callable[[], None]) -> None:
   except OSError as e:
     if e.errno not in UNWRITABLE:
       raise
-    where = f"{str(e.filename)!r} cannot be written" if e.filename else "a file cannot be written"
+    where = f"{str(e.filename)!r} cannot be used" if e.filename else "a file cannot be written"
     print(
       f"error: {where} ({e.strerror}). What was finished before is as it was: make room or set its "
       "permissions, and run the same command again.",

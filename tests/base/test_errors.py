@@ -37,7 +37,7 @@ def test_exit_codes(error, code, said, capsys):
 def test_a_full_disk(number, capsys):
   """What, where and why, in a line, whatever was being written."""
   code, said = end(OSError(number, "no room", "runs/a/metrics.jsonl"), capsys)
-  assert code == 1 and said.startswith("error: 'runs/a/metrics.jsonl' cannot be written (no room).")
+  assert code == 1 and said.startswith("error: 'runs/a/metrics.jsonl' cannot be used (no room).")
   code, said = end(OSError(number, "no room"), capsys)
   assert code == 1 and said.startswith("error: a file cannot be written (no room).")
 
