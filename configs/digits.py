@@ -82,7 +82,7 @@ def get_config():
       # the paper's 0.1 and 0.2 do equally well; so short a run trains the null label little
       p_uncond=0.2,
       flip=False,
-      # updates in a row that are skipped, since their loss or gradient is not finite, before it stops
+      # updates in a row that are skipped, as their loss or gradient is not finite, before it stops
       most_skipped=10,
       ema_decays=(0.99,),  # one average each; the first is watched, and swept by default
       # every_steps, here and below: n is every n steps and at the end, 0 is never

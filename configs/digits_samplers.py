@@ -7,8 +7,8 @@ Commands:
 Hardware: two CPU cores.
 Time: an hour and a half for the sweep, which takes 27 million evaluations of the network.
 
-The first variant is the paper's sampler with T = 256, which all others are compared with at the same
-strength and from the same noise. docs/digits.md has the results.
+The first variant is the paper's sampler with T = 256, which all others are compared with at the
+same strength and from the same noise. docs/digits.md has the results.
 """
 
 from configs import digits
@@ -30,12 +30,13 @@ def get_config():
   config.sweep.num_samples = 400
   config.sweep.batch_size = 200
   config.sweep.num_steps = (256, 128, 64, 32, 16, 8)
-  config.methods = {
+  methods = {
     f"{name}_{spacing}": dict(sampler=dict(sampler, spacing=spacing))
     for name, sampler in SAMPLERS.items()
     for spacing in SPACINGS
   }
   # the paper's v is for T = 256
-  config.methods["ancestral_v06_u"] = dict(sampler=dict(var_interp=0.6))
-  config.sweep.methods = tuple(config.methods)
+  methods["ancestral_v06_u"] = dict(sampler=dict(var_interp=0.6))
+  config.methods = methods
+  config.sweep.methods = tuple(methods)  # a ConfigDict sorts its names
   return config

@@ -1,5 +1,6 @@
 """Curves: of metrics against the strength and against each other, of information by level."""
 
+import itertools
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ COLUMNS = 3
 # of the axis in methods.png
 MOST_OF_BEST = 2.5
 DASHES = ("-", "--", ":", "-.")
+MOST_IN_PANEL = 6  # lines whose legend has room in each panel of curve.png
 
 
 class Panel(NamedTuple):
@@ -38,6 +40,7 @@ def write_curve(path, *, series, panels, trade, real, title, symbol="w") -> None
     title: of the figure.
     symbol: what the strength is called.
   """
+  crowded = len(series) > MOST_IN_PANEL
   count = len(panels) + (trade is not None)
   columns = 2 if count == 4 else min(count, COLUMNS)
   rows = -(-count // columns)
@@ -51,8 +54,23 @@ def write_curve(path, *, series, panels, trade, real, title, symbol="w") -> None
     place.set_visible(False)
   for place in axes[:count]:
     place.grid(alpha=0.25)
+    if crowded and (legend := place.get_legend()):
+      legend.remove()
+  if crowded:
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
   figure.suptitle(title, fontsize=10)
   drawing.save(figure, path)
+
+
+def _style(i):
+  """Colour and dashes of line i: no two of the first 32 are alike."""
+  count = len(drawing.COLOURS)
+  return {
+    **drawing.DOTS,
+    "color": drawing.COLOURS[i % count],
+    "linestyle": DASHES[i // count % len(DASHES)],
+  }
 
 
 def _values(rows, metric):
@@ -63,7 +81,7 @@ def _values(rows, metric):
 
 
 def _against_strength(axes, panel, *, series, real, symbol):
-  colours = iter(drawing.COLOURS * len(series))
+  styles = map(_style, itertools.count())
   first = next(iter(panel.lines)).key
   for metric, name in panel.lines.items():
     for label, rows in series.items():
@@ -74,9 +92,8 @@ def _against_strength(axes, panel, *, series, real, symbol):
           [row["w"] for row in rows],
           value,
           error,
-          color=next(colours),
           label=", ".join(words) or "samples",
-          **drawing.DOTS,
+          **next(styles),
         )
   if real is not None and real.get(first) is not None:
     axes.axhline(
@@ -143,10 +160,10 @@ def _trade(axes, x, y, *, series, real):
 
 
 def _lines(axes, x, y, *, series, real):
-  for colour, (label, rows) in zip(drawing.COLOURS * len(series), series.items()):
+  for i, (label, rows) in enumerate(series.items()):
     across, across_err = _values(rows, x)
     up, up_err = _values(rows, y)
-    axes.errorbar(across, up, up_err, across_err, color=colour, label=label or None, **drawing.DOTS)
+    axes.errorbar(across, up, up_err, across_err, label=label or None, **_style(i))
   if real is not None and real.get(x.key) is not None and real.get(y.key) is not None:
     axes.plot(
       real[x.key],

@@ -118,6 +118,24 @@ def test_steps_are_a_line_each_sampler(drawn):
   assert len(drawn) == 1
 
 
+def test_many_lines_have_one_legend(drawn):
+  """Below all panels, and none of them looks like another."""
+  rows = [
+    row
+    for num_steps in range(2, 14)
+    for row in sampler_rows(name="ddim", spacing="u", num_steps=num_steps)
+  ]
+  page.write_curve("curve.png", content_of(rows[:12]))
+  page.write_curve("curve.png", content_of(rows))
+  few, many = drawn
+  assert few.axes[0].get_legend() is not None and not few.legends
+  assert many.axes[0].get_legend() is None
+  (legend,) = many.legends
+  assert len(legend.get_texts()) == 12
+  lines = [bars.lines[0] for bars in many.axes[0].containers]
+  assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == 12
+
+
 def test_a_curve_has_no_more_lines_than_can_be_told_apart(drawn, monkeypatch):
   """Of many variants those with the first T."""
   rows = [
