@@ -18,7 +18,8 @@ log, or the newest where the damage changed nothing that it has.
 signals: training and sweeping the digits with a small network, in a process of its own that is
 killed, or asked to stop, at a random moment and started again, over and over. After each the
 newest intact checkpoint must be that of a run which was never disturbed, bit for bit, and no older
-than two intervals before the last step that was logged; at the end losses and rows must be the same.
+than two intervals before the last step that was logged; at the end losses and rows must be the
+same.
 """
 
 import argparse
