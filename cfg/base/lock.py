@@ -123,7 +123,7 @@ class Lock:
   @contextlib.contextmanager
   def _deciding(self):
     """One process at a time looks at the file and changes it, where the file system can lock."""
-    with self._path.with_name(f".{self._path.name}.turn").open("w") as file:
+    with self._path.with_name(f".{self._path.name}.turn").open("a") as file:
       with contextlib.suppress(OSError):
         fcntl.flock(file, fcntl.LOCK_EX)
       yield

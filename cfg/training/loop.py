@@ -90,6 +90,7 @@ def train(
     num_classes=dataset.num_classes,
     image_shape=dataset.image_shape,
   )
+  workdir.mkdir(parents=True, exist_ok=True)
   with (
     lock.Lock(workdir / "writer.lock", what="is training", leads=jax.process_index() == 0) as held,
     checkpoint.Checkpoints(
