@@ -26,7 +26,7 @@ import numpy as np
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 MOST = (32, 16)  # evaluations of a sample
-STEPS, BATCH, BLOCKS = 256, 250, 10
+STEPS, V, BATCH, BLOCKS = 256, 0.3, 250, 10
 SEEDS = (0, 1)  # of the reference, of the candidates and the second set of 256 steps
 SAMPLERS = {
   **{
@@ -122,7 +122,7 @@ def measure(args):
     return blocks
 
   config = network.config.copy_and_resolve_references()
-  config.sampler.update(name="ancestral", num_steps=STEPS, spacing="u")
+  config.sampler.update(name="ancestral", num_steps=STEPS, var_interp=V, spacing="u")
   whole = generator_of(config)
   reference, again = [draw(f"{STEPS} steps, seed {seed}", whole, seed) for seed in args.seeds]
   between, between_without = distance(again, reference)
@@ -134,7 +134,7 @@ def measure(args):
     "weights_sha256": network.weights_sha256,
     "extractor": extractor.name,
     "limit": network.config.sampler.limit,
-    "reference": f"{STEPS} ancestral steps, v = {network.config.sampler.var_interp}",
+    "reference": f"{STEPS} ancestral steps, v = {V}",
     "reference_evaluations": sum(whole.nfe(args.w).values()),
     "seeds": {"distance": between, "distance_err": err},
   }
