@@ -167,7 +167,8 @@ class Checkpoints:
     step: int | None = None,
     part: Callable[[Any, Mapping[str, Any]], Any] | None = None,
   ) -> tuple[int, Any, dict[str, Any]] | None:
-    """The newest intact checkpoint: (step, state, meta), or None where there is none.
+    """The newest intact checkpoint: (step, state, meta), or None where there is none. It waits for a
+    save that goes on.
 
     Args:
       target: tree of arrays like the saved state, each leaf restored to the sharding of its
@@ -180,6 +181,7 @@ class Checkpoints:
       UserError: there are checkpoints but none is intact, or not `step`, or an intact one does not
         hold arrays of target's names and shapes.
     """
+    self.wait()
     steps = self.steps()
     if step is not None:
       if step not in steps:

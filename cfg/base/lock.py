@@ -122,8 +122,13 @@ class Lock:
 
   @contextlib.contextmanager
   def _deciding(self):
-    """One process at a time looks at the file and changes it, where the file system can lock."""
-    with self._path.with_name(f".{self._path.name}.turn").open("a") as file:
+    """One process at a time looks at the file and changes it, where the file system can lock its
+    folder.
+    """
+    folder = os.open(self._path.parent, os.O_RDONLY)
+    try:
       with contextlib.suppress(OSError):
-        fcntl.flock(file, fcntl.LOCK_EX)
+        fcntl.flock(folder, fcntl.LOCK_EX)
       yield
+    finally:
+      os.close(folder)
