@@ -167,8 +167,8 @@ class Checkpoints:
     step: int | None = None,
     part: Callable[[Any, Mapping[str, Any]], Any] | None = None,
   ) -> tuple[int, Any, dict[str, Any]] | None:
-    """The newest intact checkpoint: (step, state, meta), or None where there is none. It waits for a
-    save that goes on.
+    """The newest intact checkpoint: (step, state, meta), or None where there is none. A save that
+    goes on is waited for.
 
     Args:
       target: tree of arrays like the saved state, each leaf restored to the sharding of its
