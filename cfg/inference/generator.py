@@ -91,7 +91,7 @@ class Generator:
     return jax.jit(
       function,
       in_shardings=(whole, whole, rows, rows, None, whole),
-      out_shardings=(whole, rows, rows, columns),
+      out_shardings=(rows, rows, rows, columns),
     )
 
   def nfe(self, w: float | np.ndarray) -> dict[str, int]:

@@ -333,7 +333,7 @@ def test_facts_are_whole_sections_less_what_is_not_in_use(config):
   config.sampler.unlock()
   config.sampler.tomorrow = 3
   facts = program.facts(config)
-  assert facts["sampler.tomorrow"] == 3 and facts["sampler.var_interp"] == 0.3
+  assert facts["sampler.tomorrow"] == 3 and facts["sampler.var_interp"] == config.sampler.var_interp
   assert (
     not {"sampler.rho", "guidance.momentum", "guidance.guide", "sampler.limit_max"} & facts.keys()
   )

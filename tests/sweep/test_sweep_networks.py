@@ -469,8 +469,9 @@ def test_further_axes(done, data, mesh1):
   """
   workdir, content = done
   config = small_config()
+  own = config.sampler.var_interp
   config.sweep.update(
-    w=(1.0,), sampler=("ancestral", "ddim"), num_steps=(3, 4), var_interp=(0.2, 0.3)
+    w=(1.0,), sampler=("ancestral", "ddim"), num_steps=(3, 4), var_interp=(0.2, own)
   )
   several = sweep.sweep(config, dataset=data, mesh=mesh1, workdir=workdir)
   axes = ("sampler.name", "sampler.num_steps", "sampler.var_interp")
@@ -479,7 +480,7 @@ def test_further_axes(done, data, mesh1):
   assert len(
     {row["fid"] for row in several["rows"] if row["sampler.name"] == "ancestral"}
   ) == 4 and {row["nfe"] for row in several["rows"]} == {6, 8}
-  assert several["rows"][found.index(("ancestral", 3, 0.3))] == content["rows"][1]
+  assert several["rows"][found.index(("ancestral", 3, own))] == content["rows"][1]
   assert not set(axes) & several["about"].keys() and several["about"]["main/ema_decay"] == 0.9
   text = table.table(several)
   assert all(word in text.splitlines()[0].split() for word in ("sampler", "T", "v"))
