@@ -4,7 +4,7 @@ Command:
   python -m cfg.main --config=configs/digits.py
 
 Hardware: two CPU cores, 3 GB of memory; nothing is downloaded.
-Time: about 4 minutes.
+Time: about 3 minutes.
 
 docs/config.md describes every field, docs/digits.md the results.
 """
