@@ -57,10 +57,15 @@ def write_curve(path, *, series, panels, trade, real, title, symbol="w") -> None
     if crowded and (legend := place.get_legend()):
       legend.remove()
   if crowded:
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+    _legend_below(figure)
   figure.suptitle(title, fontsize=10)
   drawing.save(figure, path)
+
+
+def _legend_below(figure):
+  """That of the first panel, below all."""
+  handles, labels = figure.axes[0].get_legend_handles_labels()
+  figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=9, frameon=False)
 
 
 def _style(i):
@@ -135,8 +140,7 @@ def write_methods(path, *, series, pairs, real, title) -> None:
     place.grid(alpha=0.25)
   for place in axes[len(pairs) :]:
     place.set_visible(False)
-  handles, labels = axes[0].get_legend_handles_labels()
-  figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=9, frameon=False)
+  _legend_below(figure)
   figure.suptitle(title, fontsize=10)
   drawing.save(figure, path)
 
@@ -246,8 +250,7 @@ def write_steps(path, *, series, metric, title, symbol="w") -> None:
     axes.grid(alpha=0.25)
   for axes in places[len(strengths) :]:
     axes.set_visible(False)
-  handles, labels = places[0].get_legend_handles_labels()
-  figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=9, frameon=False)
+  _legend_below(figure)
   figure.suptitle(title, fontsize=10)
   drawing.save(figure, path)
 

@@ -281,6 +281,7 @@ def _restore(state, *, checkpoints, workdir, num_steps):
   """
   restored = checkpoints.restore(target=state)
   if restored is None:
+    checkpoints.discard_after(0)  # what a first save that was killed left
     _describe_network(state, workdir)
     return 0, state, NOTHING_UNLOGGED
   step, state, meta = restored

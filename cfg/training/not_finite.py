@@ -57,21 +57,21 @@ def stopped(
   found = of_step(config, first, model=model, params=state.params, dataset=dataset, mesh=mesh)
   folder = workdir / FOLDER
   shutil.rmtree(folder, ignore_errors=True)
-  again = "The state is not finite itself, and was not kept: the last checkpoint is older"
+  count = skipped.last - first + 1
+  why = f"the state after it is not finite, and was not kept: {found}"
   if finite:
     with checkpoint.Checkpoints(folder) as checkpoints:
       checkpoints.save(first - 1, state=state, meta=meta)
     files.write_text(folder / "README.txt", f"step {first}: {found}\n")
-    again = (
-      f"The state before it is in {str(folder)!r}, and the same command with --mode=reproduce "
-      "looks at it again"
+    why = (
+      f"the last {count} updates were skipped, as their loss or gradient is not finite. In step "
+      f"{first} {found}. The state before it is in {str(folder)!r}, and the same command with "
+      "--mode=reproduce looks at it again"
     )
-  count = skipped.last - first + 1
   return NotFinite(
-    f"training stopped at step {skipped.last}: the last {count} updates were skipped, as their "
-    f"loss or gradient is not finite. In step {first} {found}. {again}. The checkpoints are as "
-    f"they were. A lower optimizer.learning_rate, more warm-up, a lower grad_clip or float32 may "
-    f"help, in another --workdir."
+    f"training stopped at step {skipped.last}: {why}. The checkpoints are as they were. A lower "
+    "optimizer.learning_rate, more warm-up, a lower grad_clip or float32 may help, in another "
+    "--workdir."
   )
 
 

@@ -69,12 +69,12 @@ class Throughput:
     """Count one step's {name: number}, which of a step without an update are in no mean."""
     self._steps += 1
     self._timed_steps += 1
-    numbers = {name: float(value) for name, value in metrics.items() if name != SKIPPED}
     if metrics.get(SKIPPED):
       self._skipped += 1
-      numbers = {}
-    for name, value in numbers.items():
-      self._sums[name] = self._sums.get(name, 0.0) + value
+    else:
+      for name, value in metrics.items():
+        if name != SKIPPED:
+          self._sums[name] = self._sums.get(name, 0.0) + float(value)
     self._seconds += time.monotonic() - self._mark
     self._mark = time.monotonic()
 

@@ -234,6 +234,21 @@ def test_no_checkpoint_is_written_that_is_not_finite(run, diagnosed, tmp_path, m
   assert not (tmp_path / "run" / not_finite.FOLDER).exists()
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_first_save_that_was_killed(run, tmp_path, monkeypatch):
+  """Before it counted: the run starts anew, and saves that step as if nothing had been."""
+
+  def die_hashing(*_):
+    raise SystemExit
+
+  with monkeypatch.context() as patch:
+    patch.setattr(checkpoint, "_hash_files", die_hashing)
+    run(at={4: die}, num_steps=8, checkpoint_every_steps=3)
+  assert (tmp_path / "run" / "checkpoints" / "3").is_dir() and saved_steps(tmp_path / "run") == []
+  run(num_steps=8, checkpoint_every_steps=3)
+  assert saved_steps(tmp_path / "run") == [8, 6]
+
+
 def test_one_run_at_a_time(run, tmp_path):
   """A second one is refused, whatever it would do, and the first one's files are as they were."""
   run(num_steps=4)
