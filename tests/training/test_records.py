@@ -175,7 +175,7 @@ def test_skipped_updates_are_counted(run):
   _, whole = run(skipped=(2, 4, 7), **fields)
   assert [record.get("skipped") for record in whole] == [2, 1]
   assert [record["loss"] for record in whole] == [2, pytest.approx((5 + 6 + 8) / 3)]
-  run(skipped=(2, 4, 7), at={3: die}, name="other", **fields)
+  run(skipped=(2, 4, 7), at={4: die}, name="other", **fields)
   _, again = run(skipped=(2, 4, 7), name="other", **fields)
   names = ("step", "steps", "skipped", "loss")
   assert [[r[name] for name in names] for r in again] == [
