@@ -49,7 +49,7 @@ def cfg_network(path, outputs):
     padded = np.concatenate([pixels, np.repeat(pixels[-1:], -len(pixels) % mesh.size, axis=0)])
     return {
       name: np.asarray(a)[: len(pixels)]
-      for name, a in apply(params, sharding.put_batch(mesh, padded)).items()
+      for name, a in apply(params, sharding.put_rows(mesh, padded)).items()
     }
 
   return run

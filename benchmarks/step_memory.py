@@ -52,7 +52,7 @@ def main(batch_size=16, ch=64):
     "label": np.zeros(batch_size, np.int32),
     "index": np.arange(batch_size, dtype=np.uint32),
   }
-  batch = sharding.put_batch(mesh, rows)
+  batch = sharding.put_rows(mesh, rows)
   [(_, program)] = step.compile(costs.state, batch)
   jax.block_until_ready(state)
   ctypes.CDLL("libc.so.6").malloc_trim(0)  # what the compiler has freed goes back to the system

@@ -133,7 +133,7 @@ def run_cfg(size, devices):
     in_shardings=(whole, split, split, split),
     out_shardings=split,
   )
-  inputs = sharding.put_batch(
+  inputs = sharding.put_rows(
     mesh,
     (
       rows["image"] / np.float32(127.5) - 1,

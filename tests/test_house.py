@@ -34,7 +34,7 @@ INSIDE = {
   "sweep": "run; strength; provenance variant",
   "laboratory": "study tables; learnt",
   "training": (
-    "loop; not_finite heldout previews quick_metrics step_log dry_run; diagnosis; "
+    "loop; not_finite heldout previews quick_metrics step_log dry_run stop; diagnosis; "
     "step throughput guard; state objective"
   ),
   "inference": "pictures weights_file workdir_config; meter; generator network checks; program",
@@ -54,8 +54,8 @@ INSIDE = {
     "summary reference; paired gauge meter; scores pairwise calibration sliced; statistics; metric"
   ),
   "base": (
-    "config; cli checkpoint images sharding logs pickles fields lock; defaults; files trees "
-    "runtime optim flops paths progress; errors"
+    "preflight; config; cli checkpoint images sharding logs pickles fields lock; defaults; files "
+    "trees runtime optim flops paths progress supervise; rendezvous; hosts; errors"
   ),
   "": "losses sampling rules mixtures; guidance limits particles; diffusion schedules",
 }

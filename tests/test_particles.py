@@ -165,7 +165,7 @@ def test_any_mesh_and_any_batch_of_whole_groups(mesh1, mesh8):
   second = run(two, index=np.arange(8, 16), labels=np.full(8, 2))
   assert np.abs(second - images[24:]).max() <= 1
   rows = {"i": np.arange(32, dtype=np.uint32), "y": LABELS.astype(np.int32)}
-  args = sharding.put_batch(mesh8, rows)
+  args = sharding.put_rows(mesh8, rows)
   lowered = eight.compiled(True).lower(
     params, None, args["i"], args["y"], jnp.float32(1), jax.random.key(0)
   )

@@ -4,6 +4,9 @@ hashes are there; a fall-back to the newest intact one.
 A step is a folder of Orbax's and a manifest of SHA-256 hashes of its files, written last: without
 it the step does not count. `<step>.saving` stands beside it until then, so that a save which was
 killed is told from a manifest that was lost.
+
+Of several processes each writes its own part of the arrays; the first one hashes, makes room, and
+decides what is restored.
 """
 
 import contextlib
@@ -21,7 +24,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from cfg.base import files
+from cfg.base import files, hosts
 from cfg.base.errors import Stopped, UserError
 
 log = logging.getLogger(__name__)
@@ -99,7 +102,7 @@ class Checkpoints:
     args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
     try:
       manager = self._manager
-      if jax.process_index() == 0:
+      if hosts.is_writer():
         self._mark(step).touch()
       manager.save(step, args=args, force=True)
     except Exception as e:
@@ -126,7 +129,7 @@ class Checkpoints:
     """In the background: wait for Orbax, write the manifest, make room."""
     try:
       self._manager.wait_until_finished()
-      if jax.process_index() == 0:
+      if hosts.is_writer():
         files.write_json(self._manifest_path(step), _hash_files(self._dir / str(step)))
         self._mark(step).unlink()
         self._make_room()
@@ -182,7 +185,7 @@ class Checkpoints:
         hold arrays of target's names and shapes.
     """
     self.wait()
-    steps = self.steps()
+    steps = hosts.agreed(self.steps())
     if step is not None:
       if step not in steps:
         raise UserError(
@@ -191,7 +194,7 @@ class Checkpoints:
         )
       steps = [step]
     for step in steps:
-      problem = self._damage(step)
+      problem = hosts.agreed(self._damage(step) if hosts.is_writer() else None)
       if problem is None:
         try:
           if target is not None:
@@ -200,6 +203,8 @@ class Checkpoints:
         except UserError:  # it is whole, and of another network
           raise
         except Exception as e:  # orbax raises many kinds for a file that is cut short
+          if hosts.count() > 1:  # the others have read it: they must not go on without this one
+            raise
           problem = f"{type(e).__name__}: {e}"
       log.warning(
         "checkpoint %s cannot be used (%s); looking for an older one",
@@ -215,16 +220,20 @@ class Checkpoints:
 
   def intact(self, step: int) -> bool:
     """Whether the files of `step` are what was written."""
-    return self._damage(step) is None
+    return hosts.agreed(hosts.is_writer() and self._damage(step) is None)
 
   def discard_after(self, step: int) -> None:
     """Remove steps newer than `step`, those that were found damaged when it was restored, and what
     saves that were killed left.
     """
-    for other in (*(newer for newer in self.steps() if newer > step), *self._unfinished()):
-      self._remove(other)
-    for left in self._dir.glob("*.orbax-checkpoint-tmp*"):
-      shutil.rmtree(left, ignore_errors=True)
+    with hosts.together():
+      if hosts.is_writer():
+        for other in (*(newer for newer in self.steps() if newer > step), *self._unfinished()):
+          self._remove(other)
+        for left in self._dir.glob("*.orbax-checkpoint-tmp*"):
+          shutil.rmtree(left, ignore_errors=True)
+    if hosts.count() > 1 and self._dir.is_dir():
+      self._manager.reload()
 
   def _check_fits(self, step, target):
     """Raise UserError unless the state of `step` has the names and shapes of `target`."""

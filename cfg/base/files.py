@@ -1,13 +1,20 @@
-"""Files that are either whole or not there: written under a temporary name, then renamed."""
+"""Files that are either whole or not there: written under a temporary name, then renamed.
+
+Of the processes of one run the writer alone writes (base.hosts): what the others write goes
+nowhere.
+"""
 
 import contextlib
 import json
 import os
 import pathlib
+import tempfile
 import zipfile
 import zlib
 
 import numpy as np
+
+from cfg.base import hosts
 
 
 @contextlib.contextmanager
@@ -16,6 +23,10 @@ def replacing(path):
   it.
   """
   path = pathlib.Path(path)
+  if not hosts.is_writer():
+    with tempfile.TemporaryDirectory() as folder:
+      yield pathlib.Path(folder) / path.name
+    return
   tmp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
   try:
     yield tmp

@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 
-from cfg.base import files
+from cfg.base import files, hosts
 from cfg.base.errors import UserError
 
 BEAT = 30.0  # seconds between signs of life
@@ -30,13 +30,12 @@ class Lock:
   Args:
     path: of the file, in a folder that is there.
     what: the writer does, as "is training": the second one's error says it.
-    leads: whether this process holds it; False for the others of a run of several, which are
-      together one writer.
+
+  The processes of one run are together one writer: the one that writes holds it.
   """
 
-  def __init__(self, path: str | pathlib.Path, *, what: str, leads: bool = True) -> None:
+  def __init__(self, path: str | pathlib.Path, *, what: str) -> None:
     self._path = pathlib.Path(path)
-    self._leads = leads
     self._what = what
     self._own: dict[str, Any] = {}
     self._ended = threading.Event()
@@ -44,8 +43,12 @@ class Lock:
 
   def __enter__(self) -> "Lock":
     """Raises UserError, which names the holder, if there is one."""
-    if not self._leads:
-      return self
+    with hosts.together():
+      if hosts.is_writer():
+        self._take()
+    return self
+
+  def _take(self):
     me = psutil.Process()
     self._own = {
       "host": socket.gethostname(),
@@ -66,7 +69,6 @@ class Lock:
       files.write_json(self._path, self._own)
     self._beating = threading.Thread(target=self._beat, name=f"lock {self._path}", daemon=True)
     self._beating.start()
-    return self
 
   def __exit__(self, *_: object) -> None:
     if self._beating is None:
@@ -81,7 +83,7 @@ class Lock:
     """Before something is written: raise UserError if another process has taken over, as after this
     one was suspended for long.
     """
-    holder = self._holder() if self._leads else self._own
+    holder = self._holder() if hosts.is_writer() else self._own
     if holder != self._own:
       other = "nobody" if holder is None else f"process {holder['process']} on {holder['host']}"
       raise UserError(

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 import tensorboardX
 
-from cfg.base import files
+from cfg.base import files, hosts
 
 
 class MetricsLog:
@@ -19,7 +20,8 @@ class MetricsLog:
   not finite: its value is null, and the field "not_finite" says which it was, {name: "nan", "inf"
   or "-inf"}.
 
-  When a run resumes at `step`, records after it are dropped: they will come again.
+  When a run resumes at `step`, records after it are dropped: they will come again. Of several
+  processes the writer alone writes.
 
   Args:
     workdir: the work directory.
@@ -41,9 +43,10 @@ class MetricsLog:
         if record["step"] <= (last_mean if "steps" in record else step)
       ]
       files.write_text(path, "".join(kept))
-    self._jsonl = path.open("a", encoding="utf-8")
+    writes = hosts.is_writer()
+    self._jsonl = (path if writes else pathlib.Path(os.devnull)).open("a", encoding="utf-8")
     self._board = tensorboardX.SummaryWriter(
-      str(workdir / "tensorboard"), purge_step=step + 1 if step else None, write_to_disk=True
+      str(workdir / "tensorboard"), purge_step=step + 1 if step else None, write_to_disk=writes
     )
 
   def __enter__(self) -> "MetricsLog":

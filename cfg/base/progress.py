@@ -6,6 +6,8 @@ import time
 
 from tqdm import tqdm
 
+from cfg.base import hosts
+
 log = logging.getLogger(__name__)
 
 
@@ -17,6 +19,14 @@ def to_stderr():
   package.setLevel(logging.INFO)
   package.addHandler(handler)
   package.propagate = False
+
+
+def only_warnings(prefix):
+  """Show less, each line behind `prefix`: another process of the same run shows the rest."""
+  package = logging.getLogger("cfg")
+  package.setLevel(logging.WARNING)
+  for handler in package.handlers:
+    handler.setFormatter(logging.Formatter(f"%(asctime)s {prefix}%(message)s", "%H:%M:%S"))
 
 
 class _StderrHandler(logging.Handler):
@@ -40,7 +50,7 @@ class Progress:
     # of the first update: before it lies compilation
     self._start = self._last = self._initial = None
     self._bar = None
-    if sys.stderr.isatty():
+    if sys.stderr.isatty() and hosts.is_writer():
       self._bar = tqdm(
         total=total,
         initial=initial,

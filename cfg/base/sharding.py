@@ -10,6 +10,7 @@ import math
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from cfg.base.errors import UserError
@@ -83,12 +84,41 @@ def round_up(mesh, batch_size, *, parts=1):
   return -(-batch_size // unit) * unit
 
 
-def put_batch(mesh, batch):
-  """This host's rows of a batch (a tree of numpy arrays) as global arrays, split over devices."""
+def put_local_rows(mesh, batch):
+  """This process's rows of a batch (a tree of numpy arrays), its own share of equal ones, as global
+  arrays split over devices.
+  """
   sharding = batch_sharding(mesh)
   return jax.tree.map(
     lambda a: jax.make_array_from_process_local_data(sharding, np.asarray(a)), batch
   )
+
+
+def put_rows(mesh, batch):
+  """A whole batch (a tree of numpy arrays), which every process has, as global arrays split over
+  devices.
+  """
+  sharding = batch_sharding(mesh)
+
+  def put(rows):
+    rows = np.asarray(rows)
+    return jax.make_array_from_callback(rows.shape, sharding, lambda index: rows[index])
+
+  return jax.tree.map(put, batch)
+
+
+def to_host(tree):
+  """A tree of arrays as numpy arrays, whole at every process, wherever their parts are.
+
+  All processes call it, at the same place.
+  """
+
+  def fetch(a):
+    if not isinstance(a, jax.Array) or a.is_fully_addressable or a.is_fully_replicated:
+      return np.asarray(a)
+    return multihost_utils.process_allgather(a, tiled=True)
+
+  return jax.tree.map(fetch, tree)
 
 
 def bytes_per_device(tree, shardings):

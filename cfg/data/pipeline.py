@@ -1,8 +1,9 @@
 """The training stream: a fresh permutation each epoch, and a position that is one integer.
 
 Example k of the stream is a function of (source, seed, k). A global batch is
-examples [step B, (step + 1) B); a host takes its contiguous share of it, so the
-content and order of global batches do not depend on the number of hosts.
+examples [step B, (step + 1) B), of which each micro-batch has a contiguous share,
+and each host one of that; so content and order of global (micro-)batches do not
+depend on the number of hosts.
 """
 
 import signal
@@ -24,11 +25,12 @@ NUM_PLACED = 2  # batches that are on the devices ahead
 class _Batches:
   """Random access to this host's share of each global batch."""
 
-  def __init__(self, examples, *, batch_size, start_step, num_steps, shard):
-    host_index, host_count = shard
+  def __init__(self, examples, *, batch_size, start_step, num_steps, shard, parts):
     self._examples = examples
-    self._local = batch_size // host_count
-    self._first = start_step * batch_size + host_index * self._local
+    host_index, _ = shard
+    # [part, host, row] of a batch
+    rows = np.arange(batch_size).reshape(parts, shard[1], -1)
+    self._rows = rows[:, host_index].ravel() + start_step * batch_size
     self._stride = batch_size
     self._len = max(0, num_steps - start_step)
 
@@ -36,8 +38,7 @@ class _Batches:
     return self._len
 
   def __getitem__(self, i):
-    first = self._first + i * self._stride
-    index = np.arange(first, first + self._local)
+    index = self._rows + i * self._stride
     rows = [self._examples[int(k)] for k in index]
     return {
       "image": np.stack([r["image"] for r in rows]),
@@ -80,6 +81,7 @@ def train_stream(
   start_step: int,
   num_steps: int,
   shard: tuple[int, int] = (0, 1),
+  parts: int = 1,
   num_workers: int = 0,
   place: Callable[[dict[str, np.ndarray]], Any] | None = None,
 ) -> Stream:
@@ -87,11 +89,13 @@ def train_stream(
 
   Args:
     source: random access to {"image", "label"}.
-    batch_size: of the global batch; divisible by the number of hosts.
+    batch_size: of the global batch; divisible by the number of hosts, times parts.
     seed: of the permutations, one an epoch.
     start_step: batches to skip: completed updates, when resuming.
     num_steps: the step to stop before.
     shard: (host_index, host_count): which share of the batch, of so many equal ones.
+    parts: equal micro-batches that a batch goes through the network in; the host's rows are those
+      of the first one, then of the second, ...
     num_workers: processes that read ahead, for sources that need more than one process can decode;
       0: threads of this one.
     place: what is done with each batch before it is handed out, ahead and in a thread: putting it
@@ -104,11 +108,17 @@ def train_stream(
   Raises:
     UserError: the hosts cannot share the batch equally.
   """
-  if batch_size % shard[1]:
-    raise UserError(f"train.batch_size {batch_size} is not divisible by {shard[1]} hosts.")
+  if batch_size % (shard[1] * parts):
+    micro = f" times {parts} micro-batches" if parts > 1 else ""
+    raise UserError(f"train.batch_size {batch_size} is not divisible by {shard[1]} hosts{micro}.")
   examples = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
   batches = _Batches(
-    examples, batch_size=batch_size, start_step=start_step, num_steps=num_steps, shard=shard
+    examples,
+    batch_size=batch_size,
+    start_step=start_step,
+    num_steps=num_steps,
+    shard=shard,
+    parts=parts,
   )
   options = grain.ReadOptions(num_threads=NUM_THREADS, prefetch_buffer_size=4 * NUM_THREADS)
   stream = grain.MapDataset.source(batches).to_iter_dataset(options)

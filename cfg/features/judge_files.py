@@ -150,7 +150,7 @@ def published(config, *, dataset, workdir) -> Extractor:
   )
   stored = _read_accuracy(path, identity)
   if stored is None:
-    placed = PlacedExtractor(extractor, sharding.make_mesh(jax.devices()[:1]))
+    placed = PlacedExtractor(extractor, sharding.make_mesh(jax.local_devices()[:1]))
     stored = {
       "heldout_accuracy": placed.accuracy(dataset.heldout, batch_size=config.judge.batch_size),
       "identity": identity,
@@ -187,7 +187,7 @@ def _train(config, *, model, dataset):
     )
   info = {"weights_sha256": trees.tree_hash(params)}
   extractor = judge.make_extractor(model=model, params=params, dataset_name=dataset.name, info=info)
-  placed = PlacedExtractor(extractor, sharding.make_mesh(jax.devices()[:1]))
+  placed = PlacedExtractor(extractor, sharding.make_mesh(jax.local_devices()[:1]))
   for name, source in (("train", dataset.train), ("heldout", dataset.heldout)):
     info[f"{name}_accuracy"] = placed.accuracy(source, batch_size=section.batch_size)
   return params, info

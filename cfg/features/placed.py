@@ -58,7 +58,7 @@ class PlacedExtractor:
       pixels = np.stack([row["image"] for row in batch])
       digest.update(np.ascontiguousarray(pixels))
       padded = np.concatenate([pixels, np.repeat(pixels[-1:], batch_size - len(batch), axis=0)])
-      outputs = self(sharding.put_batch(self.mesh, padded))
+      outputs = self(sharding.put_rows(self.mesh, padded))
       # the devices work while the host reads and adds
       if pending is not None:
         yield _on_host(*pending)
@@ -85,4 +85,4 @@ def each(source):
 
 def _on_host(outputs, rows):
   labels = [row["label"] for row in rows] if "label" in rows[0] else None
-  return {name: np.asarray(a)[: len(rows)] for name, a in outputs.items()}, labels
+  return {name: a[: len(rows)] for name, a in sharding.to_host(outputs).items()}, labels

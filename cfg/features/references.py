@@ -1,6 +1,7 @@
 """What real images gave in the outputs of extractors: measured once and kept, or from a file."""
 
 import dataclasses
+import functools
 import logging
 import pathlib
 from collections.abc import Iterable
@@ -8,6 +9,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from cfg.base import config as config_lib
+from cfg.base import hosts
 from cfg.base.errors import UserError
 from cfg.data import pipeline
 from cfg.features.extractor import Extractor, combine
@@ -173,7 +175,7 @@ class _Splits:
       "extractor_sha256": extractor.info["weights_sha256"],
     }
     path = self._folder / f"{extractor.name}-{split}.npz"
-    kept = _kept(path, identity)
+    kept = hosts.found(functools.partial(_kept, path, identity))
     if kept is not None:
       return kept
     (measured,), digest = self._placed.measure(
@@ -188,8 +190,9 @@ class _Splits:
       "images_sha256": digest,
       "extractor": extractor.name,
     }
-    self._folder.mkdir(exist_ok=True)
-    reference.write(path, reference.of(measured, about=about, sha256=""))
+    with hosts.together():
+      self._folder.mkdir(exist_ok=True)
+      reference.write(path, reference.of(measured, about=about, sha256=""))
     return reference.read(path)
 
 

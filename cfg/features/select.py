@@ -1,5 +1,8 @@
 """The feature extractors that a config asks for, by role."""
 
+import functools
+
+from cfg.base import hosts
 from cfg.base.errors import UserError
 from cfg.features import inception, judge_files
 from cfg.features.extractor import Extractor, beside
@@ -15,7 +18,14 @@ def extractors(config, *, dataset, workdir) -> tuple[Extractor, ...]:
     UserError: as `check`; a file that cannot be used; a judge that is not accurate enough.
   """
   check(config, dataset=dataset)
-  return beside(source.load(config, dataset=dataset, workdir=workdir) for source in _wanted(config))
+  given = dict(dataset=dataset, workdir=workdir)
+  loaded = [
+    hosts.writer_first(functools.partial(source.load, config, **given))
+    for source in _wanted(config)
+  ]
+  weights = {extractor.name: extractor.info["weights_sha256"] for extractor in loaded}
+  hosts.check_equal(weights, what="what they measure in")
+  return beside(loaded)
 
 
 def outlines(config, *, dataset) -> tuple[Extractor, ...]:

@@ -125,9 +125,9 @@ class Generator:
     pending = None
     for first in range(0, len(index), self.batch_size):
       rows = np.minimum(np.arange(first, first + self.batch_size), len(index) - 1)
-      placed = sharding.put_batch(self.mesh, {"index": index[rows], "labels": labels[rows]})
+      placed = sharding.put_rows(self.mesh, {"index": index[rows], "labels": labels[rows]})
       each = strengths.ndim > 0
-      strength = sharding.put_batch(self.mesh, strengths[rows]) if each else jnp.float32(w)
+      strength = sharding.put_rows(self.mesh, strengths[rows]) if each else jnp.float32(w)
       out = run(params, self._extractor_params, placed["index"], placed["labels"], strength, key)
       finite, *rest = out
       # one batch ahead: the devices work while the host reads
@@ -141,7 +141,7 @@ class Generator:
     """All the images at once on the host: uint8 [N,H,W,C]; arguments as of `batches`."""
     return np.concatenate(
       [
-        np.asarray(batch.images)[: batch.rows.stop - batch.rows.start]
+        sharding.to_host(batch.images)[: batch.rows.stop - batch.rows.start]
         for batch in self.batches(params, **samples)
       ]
     )
@@ -149,7 +149,7 @@ class Generator:
 
 def checked(batch: Batch, finite: jax.Array, index: np.ndarray) -> Batch:
   """The batch of the samples `index`. Raise NotFiniteSamples unless all of it is `finite`."""
-  wrong = np.flatnonzero(~np.asarray(finite)[: batch.rows.stop - batch.rows.start])
+  wrong = np.flatnonzero(~sharding.to_host(finite)[: batch.rows.stop - batch.rows.start])
   if len(wrong):
     raise NotFiniteSamples(
       f"{len(wrong)} of {batch.rows.stop - batch.rows.start} samples, the first of them number "

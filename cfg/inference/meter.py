@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 
 from cfg import diffusion, guidance, rules
 from cfg.base import config as config_lib
-from cfg.base import files, images, sharding
+from cfg.base import files, hosts, images, sharding
 from cfg.base.config import ConfigDict
 from cfg.base.errors import UserError
 from cfg.base.progress import Progress
@@ -182,8 +182,8 @@ class Measurement:
     measured, labels = [], []
     with Progress("meter", total=len(every), unit="noised images", passing=True) as progress:
       for batch, valid in pipeline.epoch_batches(every, batch_size=batch_size):
-        rows = self._rows(params, sharding.put_batch(self._mesh, batch), key)
-        measured.append(np.asarray(rows, np.float64)[:valid])
+        rows = self._rows(params, sharding.put_rows(self._mesh, batch), key)
+        measured.append(sharding.to_host(rows).astype(np.float64)[:valid])
         labels.append(batch["label"][:valid])
         progress.update(sum(map(len, labels)))
     numbers = np.concatenate(measured)
@@ -363,11 +363,11 @@ def _kept_or_made(workdir, about, measure, *, what):
   """What an earlier run kept, or what `measure` gives, which is then kept."""
   name = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]
   path = pathlib.Path(workdir) / FOLDER / f"{name}.json"
-  content = _read(path)
+  content = hosts.found(functools.partial(_read, path))
   if content is not None:
     return content
   log.info("measuring %s, once: it is kept in %s", what, path)
-  content = {"about": about, **measure()}
+  content = hosts.agreed({"about": about, **measure()})
   path.parent.mkdir(exist_ok=True)
   files.write_json(path, content)
   return content

@@ -12,11 +12,10 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from cfg.base import files, lock, sharding
+from cfg.base import files, hosts, lock, sharding
 from cfg.base.config import ConfigDict
 from cfg.base.errors import UserError
 from cfg.base.progress import Progress
@@ -81,7 +80,8 @@ def sweep(config: ConfigDict, *, dataset: Dataset, mesh: Mesh, workdir) -> dict[
     variants.append(Variant(method, single, networks, facts, folder))
   combined = references.combined(measured)
   draw_missing(variants, settings, measured=combined, mesh=mesh)
-  return report(
+  write = functools.partial(
+    report,
     variants,
     settings,
     measured=combined,
@@ -89,6 +89,7 @@ def sweep(config: ConfigDict, *, dataset: Dataset, mesh: Mesh, workdir) -> dict[
     workdir=workdir,
     by_level={"meters": list(meters.values()), "directions": directions},
   )
+  return hosts.writer_first(write)
 
 
 def flops_of(config: ConfigDict, networks: Mapping[str, Network]) -> dict[str, int] | None:
@@ -150,9 +151,9 @@ def draw_missing(
   variants: Sequence[Variant], settings: ConfigDict, *, measured: Measured, mesh: Mesh
 ) -> None:
   """Draw, measure and write every row that is not there, with one compilation for each Variant."""
-  missing = [
-    (variant, w) for variant in variants for w in variant.strengths if variant.row(w) is None
-  ]
+  asked = [(variant, w) for variant in variants for w in variant.strengths]
+  is_there = hosts.agreed([variant.row(w) is not None for variant, w in asked])
+  missing = [pair for pair, there in zip(asked, is_there, strict=True) if not there]
   cost = lambda variant, w: sum(program.nfe(variant.program.at(w)).values())
   total = settings.num_samples * sum(cost(variant, w) for variant, w in missing)
   done = 0
@@ -163,11 +164,8 @@ def draw_missing(
         drawing, mesh=mesh, batch_size=settings.batch_size, extractor=measured.extractor
       )
       flops = program.flops_of_calls(drawing, network.parameters(variant.networks))
-      with lock.Lock(
-        variant.folder / "writer.lock",
-        what="is sweeping this variant",
-        leads=jax.process_index() == 0,
-      ) as held:
+      path = variant.folder / "writer.lock"
+      with lock.Lock(path, what="is sweeping this variant") as held:
         for _, w in group:
           calls = generator.nfe(w)
           values, pictures = strength.measure_strength(
@@ -181,7 +179,8 @@ def draw_missing(
               show, progress, w=w, before=done, evaluations=sum(calls.values())
             ),
           )
-          keep_row(variant, w, values, pictures, calls=calls, flops=flops)
+          with hosts.together():
+            keep_row(variant, w, values, pictures, calls=calls, flops=flops)
           log.info("%s", table.one_line(variant.finished(w), measured.extractor.metrics))
           done += settings.num_samples * sum(calls.values())
 

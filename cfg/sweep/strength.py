@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from cfg.base import files
+from cfg.base import files, hosts, sharding
 from cfg.base.config import ConfigDict
 from cfg.features.references import Measured
 from cfg.inference import network
@@ -63,18 +63,26 @@ def measure_strength(
     sums.add(batch, labels[rows])
     on_images(sums.count, kept)
 
-  for batch in _stored(folder, outputs=extractor.dims, most=settings.num_samples):
-    add(batch, kept=True)
+  with hosts.together():
+    for batch in _stored(folder, outputs=extractor.dims, most=settings.num_samples):
+      add(batch, kept=True)
   done = sums.count
+  hosts.check_equal({f"samples kept in {folder.name}": done}, what="what they see of the sweep")
   samples = dict(index=index[done:], labels=labels[done:], w=w, seed=settings.seed)
   for drawn in generator.batches(network.parameters(variant.networks), **samples):
     count = drawn.rows.stop - drawn.rows.start
     first = done + drawn.rows.start
-    batch = {name: np.asarray(a)[:count] for name, a in drawn.outputs.items()}
-    # only the pictures that are kept leave the devices
-    batch[PICTURES] = np.asarray(drawn.images[: max(0, min(count, KEPT - first))])
+    outputs = sharding.to_host(dict(drawn.outputs))
+    batch = {name: a[:count] for name, a in outputs.items()}
+    # pictures that are not kept stay on the devices
+    pictures_left = max(0, min(count, KEPT - first))
+    batch[PICTURES] = (
+      sharding.to_host(drawn.images)[:pictures_left]
+      if pictures_left
+      else np.zeros((0, *drawn.images.shape[1:]), np.uint8)
+    )
     if GAP in drawn.aux:
-      batch[GAP] = np.asarray(drawn.aux[GAP]).T[:count]
+      batch[GAP] = sharding.to_host(drawn.aux[GAP]).T[:count]
     may_write()
     files.write_npz(folder / _name(first, first + count), batch)
     add(batch, kept=False)
@@ -111,7 +119,8 @@ def no_tilt(variant: Variant) -> str:
 
 def forget(variant: Variant, w: float) -> None:
   """Remove the batches that `measure_strength` kept."""
-  shutil.rmtree(_folder(variant, w), ignore_errors=True)
+  if hosts.is_writer():
+    shutil.rmtree(_folder(variant, w), ignore_errors=True)
 
 
 def _folder(variant, w):

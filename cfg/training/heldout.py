@@ -90,8 +90,8 @@ class Heldout:
     key = jax.random.key(self._config.seed)
     measured = []
     for batch, valid in pipeline.epoch_batches(self._source, batch_size=self._config.batch_size):
-      rows = self._measure(params, sharding.put_batch(self._mesh, batch), key)
-      measured.append(np.asarray(rows, np.float64)[:valid])
+      rows = self._measure(params, sharding.put_rows(self._mesh, batch), key)
+      measured.append(sharding.to_host(rows).astype(np.float64)[:valid])
     each_bin = [self._numbers(rows) for rows in np.concatenate(measured).swapaxes(0, 1)]
     edges = np.round(self._logsnr_fn(np.linspace(0, 1, bins + 1), xp=np), 1)
     edges += 0.0  # no -0.0

@@ -2,14 +2,13 @@
 
 import logging
 import pathlib
-import signal
 from collections.abc import Callable
 from typing import Any
 
 import jax
 from clu import parameter_overview
 
-from cfg.base import checkpoint, defaults, files, flops, lock, logs, optim, sharding, trees
+from cfg.base import checkpoint, defaults, files, flops, hosts, lock, logs, optim, sharding, trees
 from cfg.base import config as config_lib
 from cfg.base.config import ConfigDict
 from cfg.base.errors import Stopped, UserError
@@ -29,30 +28,12 @@ from cfg.training.quick_metrics import QuickMetrics
 from cfg.training.state import TrainState, all_finite
 from cfg.training.step import TrainStep, make_state
 from cfg.training.step_log import StepLog, due
+from cfg.training.stop import StopRequest
 from cfg.training.throughput import Throughput
 
 log = logging.getLogger(__name__)
 
 NOTHING_UNLOGGED = {"steps": 0, "sums": {}}
-
-
-class StopRequest:
-  """Turns SIGTERM and Ctrl-C into a flag that the loop reads, so that it can save first."""
-
-  def __enter__(self):
-    self.signal = None
-    self._old = {s: signal.signal(s, self._note) for s in (signal.SIGTERM, signal.SIGINT)}
-    return self
-
-  def __exit__(self, *_):
-    for number, handler in self._old.items():
-      signal.signal(number, handler)
-
-  def _note(self, number, frame):
-    del frame
-    if self.signal is not None:  # asked twice: at once
-      raise KeyboardInterrupt
-    self.signal = number
 
 
 def train(
@@ -81,7 +62,7 @@ def train(
     )
   check_trainable(config, mesh=mesh)
   sharding.check_batch_size(mesh, "heldout.batch_size", config.heldout.batch_size)
-  meta = checkpoint.read_meta(workdir)
+  meta = hosts.agreed(checkpoint.read_meta(workdir))
   if meta is not None:
     check_continues(config, meta, dataset=dataset, workdir=workdir)
   model = networks.from_config(
@@ -92,7 +73,7 @@ def train(
   )
   workdir.mkdir(parents=True, exist_ok=True)
   with (
-    lock.Lock(workdir / "writer.lock", what="is training", leads=jax.process_index() == 0) as held,
+    lock.Lock(workdir / "writer.lock", what="is training") as held,
     checkpoint.Checkpoints(
       workdir,
       keep=config.train.keep_checkpoints,
@@ -210,7 +191,8 @@ def _train_from(config, *, model, dataset, mesh, workdir, checkpoints):
       seed=config.seed,
       start_step=step,
       num_steps=num_steps,
-      shard=(jax.process_index(), jax.process_count()),
+      shard=(hosts.index(), hosts.count()),
+      parts=config.train.accumulate,
       num_workers=config.train.data_workers,
       place=step_fn.place,
     )
@@ -224,9 +206,9 @@ def _train_from(config, *, model, dataset, mesh, workdir, checkpoints):
       guard=guard,
     )
     saves = (config.train.checkpoint_every_steps, config.train.keep_every_steps)
-    is_finite = jax.jit(all_finite)
+    is_finite = jax.jit(all_finite, out_shardings=sharding.replicated(mesh))
     unsaved = False  # whether a checkpoint is due
-    with progress, stream, StopRequest() as stop:
+    with progress, stream, StopRequest(mesh) as stop:
       throughput.skip()
       try:
         for batch in throughput.waiting_for(stream):
@@ -241,7 +223,7 @@ def _train_from(config, *, model, dataset, mesh, workdir, checkpoints):
             step_log.read()
             watch(acts, averaged(config, state, mesh=mesh), step)
             throughput.skip()
-          last = ended or stop.signal is not None
+          last = stop.agreed(step) or ended
           unsaved |= last or any(due(step, every_steps, num_steps) for every_steps in saves)
           if unsaved:
             if not ended:
@@ -256,8 +238,7 @@ def _train_from(config, *, model, dataset, mesh, workdir, checkpoints):
               throughput.skip()
           if last and not ended:
             raise Stopped(
-              f"stopped by signal {stop.signal} after step {step}, which was saved: run the same "
-              f"command to continue."
+              f"{stop.reason} after step {step}, which was saved: run the same command to continue."
             )
       except TooManySkipped as e:
         step_log.end()

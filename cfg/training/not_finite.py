@@ -5,10 +5,9 @@ import shutil
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 from jax.sharding import Mesh
 
-from cfg.base import checkpoint, files, optim
+from cfg.base import checkpoint, files, hosts, optim
 from cfg.base.config import ConfigDict
 from cfg.base.errors import UserError
 from cfg.data import pipeline
@@ -56,7 +55,9 @@ def stopped(
   first = skipped.first
   found = of_step(config, first, model=model, params=state.params, dataset=dataset, mesh=mesh)
   folder = workdir / FOLDER
-  shutil.rmtree(folder, ignore_errors=True)
+  with hosts.together():
+    if hosts.is_writer():
+      shutil.rmtree(folder, ignore_errors=True)
   count = skipped.last - first + 1
   why = f"the state after it is not finite, and was not kept: {found}"
   if finite:
@@ -122,7 +123,8 @@ def of_step(
     seed=config.seed,
     start_step=step - 1,
     num_steps=step,
-    shard=(jax.process_index(), jax.process_count()),
+    shard=(hosts.index(), hosts.count()),
+    parts=parts,
     place=lambda batch: step_lib.place(batch, parts, mesh=mesh),
   ) as stream:
     return diagnose(config, model=model, params=params, batches=next(stream), mesh=mesh)

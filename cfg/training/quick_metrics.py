@@ -85,7 +85,7 @@ class QuickMetrics:
       every, index=self._index, labels=self._labels, w=w, seed=0
     ):
       count = batch.rows.stop - batch.rows.start
-      outputs = {name: np.asarray(a)[:count] for name, a in batch.outputs.items()}
+      outputs = {name: a[:count] for name, a in sharding.to_host(dict(batch.outputs)).items()}
       sums.add(outputs, self._labels[batch.rows])
     (block,) = sums.blocks
     return block

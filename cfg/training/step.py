@@ -217,7 +217,7 @@ class TrainStep:
 
 def place(batch, parts, *, mesh):
   """This host's batch on the devices: a list of `parts` micro-batches."""
-  return [sharding.put_batch(mesh, part) for part in split(batch, parts)]
+  return [sharding.put_local_rows(mesh, part) for part in split(batch, parts)]
 
 
 def split(batch, parts):

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from cfg.base import lock
+from cfg.base import hosts, lock
 from cfg.base.errors import UserError
 
 WHAT = "is training"
@@ -49,11 +49,13 @@ def test_the_second_writer_is_told_of_the_first(path):
   assert list(path.parent.iterdir()) == []
 
 
-def test_processes_of_one_run_are_one_writer(path):
-  """Those that do not lead it neither hold a lock nor are refused, nor look at it."""
+def test_processes_of_one_run_are_one_writer(path, monkeypatch):
+  """Those that do not write neither hold a lock nor are refused, nor look at it."""
   with lock.Lock(path, what=WHAT):
-    with lock.Lock(path, what=WHAT, leads=False) as follower:
-      follower.check()
+    with monkeypatch.context() as other:
+      other.setattr(hosts, "is_writer", lambda: False)
+      with lock.Lock(path, what=WHAT) as follower:
+        follower.check()
     assert path.exists()
 
 

@@ -127,7 +127,7 @@ def test_no_collective_and_one_compilation(network, config, mesh8, measured):
     draw(made, network, w=w)
   assert [made.compiled(guided)._cache_size() for guided in (True, False)] == [1, 1]
   rows = {"i": np.arange(8, dtype=np.uint32), "y": np.zeros(8, np.int32)}
-  args = sharding.put_batch(mesh8, rows)
+  args = sharding.put_rows(mesh8, rows)
   params = extractor.params if measured else None
   lowered = made.compiled(True).lower(
     {guidance.MAIN: network[1]}, params, args["i"], args["y"], jnp.float32(1), jax.random.key(0)
