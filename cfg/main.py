@@ -15,7 +15,7 @@ from typing import NamedTuple
 import absl.logging
 from absl import flags
 
-from cfg.base import cli
+from cfg.base import cli, hosts, supervise
 from cfg.base.errors import UserError, run_command
 from cfg.base.paths import user_path
 
@@ -86,7 +86,7 @@ def sample(run):
   )
   strength = program.strength_facts(program.make_rule(run.config, null_label=0), w)
   said = table.strength_text(strength)
-  print(f"{said}: pictures, grid.png and samples.json are in {out}")
+  say(f"{said}: pictures, grid.png and samples.json are in {out}")
 
 
 def export(run):
@@ -95,7 +95,7 @@ def export(run):
 
   out = out_path() or run.workdir / "weights.safetensors"
   exported = weights_file.export(run.workdir, out, ema=EMA.value, half=HALF.value)
-  print(
+  say(
     f"{out}: the EMA of decay {exported.ema_decay:g} at step {exported.step}, hash "
     f"{exported.weights_sha256[:12]}"
   )
@@ -108,7 +108,7 @@ def reproduce(run):
   step, found = not_finite.reproduce(
     run.config, dataset=load_data(run), mesh=run.mesh, workdir=run.workdir
   )
-  print(f"step {step}: {found}")
+  say(f"step {step}: {found}")
 
 
 def dry_run(run):
@@ -117,7 +117,7 @@ def dry_run(run):
 
   dry_run.check(run.config)
   cost = dry_run.dry_run(run.config, mesh=run.mesh, memory_gb=MEMORY_GB.value)
-  print(dry_run.table(cost))
+  say(dry_run.table(cost))
 
 
 MODES = {
@@ -166,7 +166,8 @@ HALF = flags.DEFINE_bool("half", False, "export: in float16, in half the space."
 DISTRIBUTED = flags.DEFINE_bool(
   "distributed",
   False,
-  "This process is one of several, on a TPU slice or under SLURM: find the others first.",
+  "This process is one of several, on a TPU slice, under Slurm or MPI, in a Kubernetes job, or of "
+  "launch/local.sh: find the others first.",
 )
 MEMORY_GB = flags.DEFINE_float(
   "memory_gb", None, "dry_run: memory of one device in 1e9 bytes. Default: what it has."
@@ -179,16 +180,21 @@ flags.register_validator(
 def main() -> None:
   """Parse the flags, start jax, run the mode."""
   cli.parse_flags(sys.argv, workdir_config=WORKDIR_CONFIG)
+  if DISTRIBUTED.value:
+    supervise.in_child()
   mode = MODES[MODE.value]
   config = CONFIG.value
   import_jax()
   check_config(config)
   workdir = None if mode.workdir == "none" else find_workdir(create=mode.workdir == "make")
   start_devices(config)
-  from cfg.base import sharding
+  from cfg.base import preflight, sharding
 
-  mesh = sharding.make_mesh(fsdp=config.train.fsdp)
-  mode.run(Run(config=config, mesh=mesh, workdir=workdir))
+  with hosts.noticing_loss():
+    if workdir is not None:
+      preflight.check_shared(workdir)
+    mesh = sharding.make_mesh(fsdp=config.train.fsdp)
+    mode.run(Run(config=config, mesh=mesh, workdir=workdir))
 
 
 def import_jax() -> None:
@@ -249,21 +255,27 @@ def out_path() -> pathlib.Path | None:
 
 def start_devices(config):
   """Start jax as the config says."""
-  from cfg.base import runtime
+  from cfg.base import preflight, progress, runtime
 
   devices = runtime.start(
-    cpu_devices=config.cpu_devices, recompute=config.model.remat, distributed=DISTRIBUTED.value
+    cpu_devices=config.cpu_devices,
+    recompute=config.model.remat,
+    together=preflight.facts(config) if DISTRIBUTED.value else None,
   )
-  hosts = {device.process_index for device in devices}
-  on_hosts = f" on {len(hosts)} hosts" if len(hosts) > 1 else ""
-  log.info("%d devices%s: %s", len(devices), on_hosts, devices[0].device_kind)
+  if not hosts.is_writer():
+    progress.only_warnings(f"process {hosts.index()}: ")
+  several = f" of {hosts.count()} processes" if hosts.count() > 1 else ""
+  log.info("%d devices%s: %s", len(devices), several, devices[0].device_kind)
 
 
 def load_data(run):
-  """The data set of a config."""
+  """The data set of a config, the same at all processes."""
   from cfg.data import sources
 
-  return sources.load(run.config.data)
+  with hosts.together():
+    dataset = sources.load(run.config.data)
+  hosts.check_equal({"name": dataset.name, **dataset.identity}, what="their data")
+  return dataset
 
 
 def train_on(run, dataset):
@@ -279,21 +291,28 @@ def sweep_on(run, dataset):
   from cfg.sweep import run as sweep
 
   content = sweep.sweep(run.config, dataset=dataset, mesh=run.mesh, workdir=run.workdir)
-  print(page.text(content))
+  say(page.text(content))
   say_where(run)
+
+
+def say(text):
+  """Print a result, once."""
+  if hosts.is_writer():
+    print(text)
 
 
 def say_where(run):
   """What is in the work directory."""
   visible = sorted(path.name for path in run.workdir.iterdir() if not path.name.startswith("."))
-  print(f"everything is in {run.workdir}: {', '.join(visible)}")
+  say(f"everything is in {run.workdir}: {', '.join(visible)}")
 
 
 def run() -> None:
   """Entry point."""
   # what libraries log as errors they raise as well
   absl.logging.set_verbosity(absl.logging.FATAL)
-  run_command(main)
+  with hosts.parting():
+    run_command(main)
 
 
 if __name__ == "__main__":

@@ -7,9 +7,13 @@ import logging
 import os
 import pathlib
 import platform
+import re
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 
+from cfg.base import hosts, rendezvous
 from cfg.base.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -36,8 +40,13 @@ REPORTED = {
 }
 
 
+# seconds: how long processes wait for each other at the start, how long one may give no sign of
+# life, and how long one that is done waits for the others
+MEETING, SIGN_OF_LIFE, PARTING = 100, 60, 3600
+
+
 def start(
-  *, cpu_devices: int, recompute: bool = False, distributed: bool = False
+  *, cpu_devices: int, recompute: bool = False, together: Mapping[str, Any] | None = None
 ) -> list[jax.Device]:
   """Start jax's devices, and keep compiled programs for the next run; returns the devices.
 
@@ -45,14 +54,15 @@ def start(
     cpu_devices: how many virtual devices a CPU is split into. The user's own number
       (JAX_NUM_CPU_DEVICES, or XLA_FLAGS) goes first.
     recompute: model.remat; a CPU's scheduler is then the one that lets recomputation save memory.
-    distributed: join the other processes of a TPU slice, a SLURM job or an MPI run, as jax finds
-      them.
+    together: facts that must be the same at all processes of a run, which are joined; None for a
+      process of its own.
 
   XLA_FLAGS and JAX_COMPILATION_CACHE_DIR stay as they are set. The settings in FIXED are put back
   where the environment has others, and the log says so.
 
   Raises:
     UserError: there is no such platform (JAX_PLATFORMS), or no other process.
+    HostGone: some processes did not come.
   """
   flags = os.environ.get("XLA_FLAGS", "")
   if "xla_cpu_scheduler_type" not in flags and not (
@@ -64,8 +74,8 @@ def start(
   if jax.config.jax_compilation_cache_dir is None and (folder := cache_dir()):
     jax.config.update("jax_compilation_cache_dir", str(folder))
   fix_settings()
-  if distributed:
-    join_processes()
+  if together is not None:
+    join_processes(together)
   return find_devices()
 
 
@@ -102,15 +112,80 @@ def fix_settings() -> None:
       log.warning("%s=%s is set: %s", name.upper(), own, effect)
 
 
-def join_processes() -> None:
-  """jax.distributed.initialize. Raises UserError if there are no others to join."""
-  try:
-    jax.distributed.initialize()
-  except (RuntimeError, ValueError) as e:
+def join_processes(facts: Mapping[str, Any]) -> None:
+  """Find the other processes of this run, see that they are there and alike, and join them.
+
+  JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID say who they are, or what jax finds
+  on a TPU slice, under Slurm or MPI, or in a Kubernetes job.
+
+  Raises:
+    UserError: it is not one of several, or they differ in a fact.
+    HostGone: some did not come.
+  """
+  address, count, index, local_devices = find_processes()
+  rendezvous.meet(address, index=index, count=count, facts=facts, seconds=MEETING)
+  # the loop turns SIGTERM into a save itself; jax's own service would swallow it elsewhere
+  jax.config.update("jax_enable_preemption_service", False)
+  jax.distributed.initialize(
+    address,
+    num_processes=count,
+    process_id=index,
+    local_device_ids=local_devices,
+    cluster_detection_method="deactivate",
+    initialization_timeout=MEETING,
+    heartbeat_timeout_seconds=SIGN_OF_LIFE,
+    shutdown_timeout_seconds=PARTING,
+  )
+  hosts.joined(index=index, count=count)
+
+
+def find_processes() -> tuple[str, int, int, list[int] | None]:
+  """(address of the first process, how many there are, number of this one, the devices of this host
+  that are its own or None for all).
+
+  Raises:
+    UserError: it is not one of several, as far as can be seen.
+  """
+  # jax offers what it finds to its own initialize alone
+  from jax._src.clusters import ClusterEnv
+
+  address = os.environ.get("JAX_COORDINATOR_ADDRESS")
+  count, index = _number("JAX_NUM_PROCESSES"), _number("JAX_PROCESS_ID")
+  devices = None
+  if None in (address, count, index):
+    try:
+      address, count, index, devices = ClusterEnv.auto_detect_unset_distributed_params(
+        address, count, index, None, None, MEETING
+      )
+    except (RuntimeError, ValueError, KeyError, OSError) as e:
+      raise UserError(_alone(_first_line(e) or type(e).__name__)) from e
+  if address is None or count is None or index is None:
+    raise UserError(_alone("jax finds no cluster"))
+  if not 0 <= index < count or not re.fullmatch(r".+:\d{1,5}", address):
     raise UserError(
-      f"--distributed: this process cannot join any others ({_first_line(e)}): leave the option "
-      f"out, or start the command on every host of a TPU slice, SLURM job or MPI run."
-    ) from e
+      f"--distributed: process {index} of {count} at {address!r} cannot be: the numbers go from 0, "
+      "and the address is host:port (JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID)."
+    )
+  return address, count, index, None if devices is None else list(devices)
+
+
+def _number(name):
+  """The number in an environment variable, or None. Raises UserError if it is none."""
+  text = os.environ.get(name)
+  if text is None:
+    return None
+  if not text.isdecimal():
+    raise UserError(f"{name} is {text!r}: it must be a number, 0 or more. Unset or change it.")
+  return int(text)
+
+
+def _alone(why):
+  """What is said where no other process can be found."""
+  return (
+    f"--distributed: this process cannot join any others ({why}): leave the option out, or start "
+    "the command on every host of a TPU slice, Slurm job, Kubernetes job or MPI run, or with "
+    "launch/local.sh (launch/README.md)."
+  )
 
 
 def find_devices() -> list[jax.Device]:

@@ -89,17 +89,17 @@ logging.basicConfig(format="%(message)s")
 from cfg.base import errors
 def command():
   from cfg.base import runtime
-  print(len(runtime.start(cpu_devices=3, distributed={distributed})))
+  print(len(runtime.start(cpu_devices=3, together={together})))
   import jax
   print(jax.numpy.ones(2).astype(float).dtype, jax.random.key_impl(jax.random.key(0)))
 errors.run_command(command)
 """
 
 
-def fresh(distributed=False, **env):
+def fresh(together=None, **env):
   """(exit code, stdout, stderr) of a fresh process that starts jax."""
   done = subprocess.run(
-    [sys.executable, "-c", START.format(distributed=distributed)],
+    [sys.executable, "-c", START.format(together=together)],
     capture_output=True,
     text=True,
     cwd=ROOT,
@@ -143,5 +143,5 @@ def test_the_users_number_of_devices_goes_first():
 
 def test_distributed_without_others():
   """--distributed on a machine that is alone: one line."""
-  code, _, stderr = fresh(distributed=True)
+  code, _, stderr = fresh(together={})
   assert code == 1 and "--distributed" in stderr and "Traceback" not in stderr
