@@ -192,7 +192,8 @@ def launch_problems(script, words):
   if script.endswith("tpu_pod.sh"):
     action = words[0]
     return [] if f"\n  {action}) " in tpu_actions() else [f"{action}: no such action"]
-  config, workdir, *options = words
+  before = 1 if script.endswith("local.sh") else 0  # words before CONFIG and WORKDIR
+  config, workdir, *options = words[before:]
   return main_problems([f"--config={config}", f"--workdir={workdir}", *options])
 
 
@@ -306,7 +307,7 @@ def test_commands_of_configs_are_real(path, monkeypatch):
     "python -m cfg.interop.adm x.pt runs/x --schedule=square",
     "python benchmarks/gone.py",
     "launch/gone.sh configs/digits.py runs/x",
-    "launch/single_host.sh configs/gone.py runs/x",
+    "launch/local.sh 1 configs/gone.py runs/x",
     "launch/tpu_pod.sh explode NAME ZONE",
     "pip install -e '.[gpu]'",
     "python3 -m venv .venv && python -m cfg.gone",
