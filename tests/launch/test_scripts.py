@@ -10,7 +10,11 @@ from stand_ins import LAUNCH
 
 SCRIPTS = sorted([*LAUNCH.glob("*.sh"), *LAUNCH.glob("*.sbatch")])
 TOOLS = ("gcloud", "srun", "scontrol", "python3", "git", "nvidia-smi")
-CALLS = {"local.sh": ["2", "configs/digits.py", "WORKDIR", "--config.seed=3"]}
+CALLS = {
+  "local.sh": ["2", "configs/digits.py", "WORKDIR", "--config.seed=3"],
+  "tpu_pod.sh start": ["slice", "zone", "configs/digits.py", "WORKDIR", "--config.seed=3"],
+  "tpu_pod.sh watch": ["slice", "zone", "v4-32", "configs/digits.py", "WORKDIR", "--config.seed=3"],
+}
 
 
 def call(name, *, workdir, folder, **variables):
