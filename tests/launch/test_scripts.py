@@ -12,6 +12,7 @@ SCRIPTS = sorted([*LAUNCH.glob("*.sh"), *LAUNCH.glob("*.sbatch")])
 TOOLS = ("gcloud", "srun", "scontrol", "python3", "git", "nvidia-smi")
 CALLS = {
   "local.sh": ["2", "configs/digits.py", "WORKDIR", "--config.seed=3"],
+  "slurm.sbatch": ["configs/digits.py", "WORKDIR", "--config.seed=3"],
   "tpu_pod.sh start": ["slice", "zone", "configs/digits.py", "WORKDIR", "--config.seed=3"],
   "tpu_pod.sh watch": ["slice", "zone", "v4-32", "configs/digits.py", "WORKDIR", "--config.seed=3"],
 }
