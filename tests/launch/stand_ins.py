@@ -48,8 +48,7 @@ def run(script, *args, cwd, env, seconds=60):
   process = start(script, *args, cwd=cwd, env=env)
   try:
     out, err = process.communicate(timeout=seconds)
-  except subprocess.TimeoutExpired:
+  except subprocess.TimeoutExpired as e:
     process.kill()
-    out, err = process.communicate()
-    raise AssertionError(f"{script} has not ended in time:\n{out}\n{err}") from None
+    raise AssertionError(f"{script} has not ended in time: {e.output} {e.stderr}") from None
   return subprocess.CompletedProcess(args, process.returncode, out, err)

@@ -20,7 +20,7 @@ trap 'echo asked >> "$NOTES/asked.$i"; exit 75' TERM
 do=DO_$i
 eval "${!do:-true}"
 """
-FOREVER = "while true; do sleep 0.1; done"
+LONG = "for _ in {1..400}; do sleep 0.1; done"  # longer than any test
 
 
 @pytest.fixture
@@ -153,7 +153,7 @@ def test_the_first_failure_decides(notes):
 
 def test_who_does_not_notice_is_killed(notes):
   """With all that it started, when PATIENCE is over."""
-  do = {"DO_1": "exit 3", "DO_0": f"sleep 1000 & echo $! > $NOTES/child; trap '' TERM; {FOREVER}"}
+  do = {"DO_1": "exit 3", "DO_0": f"sleep 60 & echo $! > $NOTES/child; trap '' TERM; {LONG}"}
   begin = time.monotonic()
   done = local(notes, 2, PATIENCE="1", **do)
   assert done.returncode == 3 and "killed" in done.stderr
@@ -164,7 +164,7 @@ def test_who_does_not_notice_is_killed(notes):
 @pytest.mark.parametrize("how", ["kill", "Ctrl-C", "the terminal closes"])
 def test_asked_to_stop(notes, how):
   """All processes are, once each, and the code is theirs."""
-  process = started(notes, 2, DO_0=FOREVER, DO_1=FOREVER)
+  process = started(notes, 2, DO_0=LONG, DO_1=LONG)
   if how == "kill":
     os.kill(int((notes.parent / "a run/pid").read_text()), signal.SIGTERM)
   else:
@@ -179,7 +179,7 @@ def test_two_in_one_work_directory(notes):
   """The second is refused, and leaves the first one's logs alone; a file that is left of one that
   was killed stops nobody.
   """
-  process = started(notes, 1, DO_0=FOREVER)
+  process = started(notes, 1, DO_0=LONG)
   try:
     done = local(notes, 1)
     assert done.returncode == 1 and str(process.pid) in done.stderr
