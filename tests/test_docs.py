@@ -24,6 +24,7 @@ PAGES = sorted(
   [
     ROOT / "README.md",
     ROOT / "benchmarks/README.md",
+    ROOT / "launch/README.md",
     *(ROOT / "docs").rglob("*.md"),
     *(ROOT / "notebooks").glob("*.ipynb"),
   ]
@@ -36,6 +37,8 @@ HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 FIELD_ROW = re.compile(r"^\| `([\w.]+)`( \*)? \| `(.+?)` \| (.+?) \| (.+?) \|$", re.MULTILINE)
 FOLDERS = "cfg|configs|docs|tests|benchmarks|launch|notebooks"
 PATH = re.compile(rf"^(?:{FOLDERS})/[\w./]*$")
+# programs of others in the commands
+OTHERS = "docker export gcloud git kill kubectl scancel scontrol squeue tail".split()
 SETUP = (ROOT / "setup.py").read_text(encoding="utf-8")
 
 
@@ -161,10 +164,15 @@ def command_problems(line):
 
 def program_problems(words):
   """What is wrong with one program's command line."""
+  words = without_shell(words)
   program, *rest = words
   name = program.split("/")[-1]
+  if name == "sbatch":
+    program, *rest = words[words.index("launch/slurm.sbatch") :]
   if program.startswith("launch/"):
     return launch_problems(program, rest)
+  if name in OTHERS:
+    return []
   if name == "pip":
     return pip_problems(rest)
   if name not in ("python", "python3"):
@@ -179,6 +187,14 @@ def program_problems(words):
   return main_problems(options) if module == "cfg.main" else argparse_problems(module, options)
 
 
+def without_shell(words):
+  """A program's words without variables and nohup before them, and redirections behind."""
+  start = next(i for i, word in enumerate(words) if not re.match(r"\w+=|nohup$", word))
+  words = words[start:]
+  ends = [i for i, word in enumerate(words) if re.match(r"[|&]$|\d?>", word)]
+  return words[: min(ends, default=len(words))]
+
+
 def pip_problems(words):
   """What is wrong with a pip command: extras that setup.py does not have."""
   extras = [extra for word in words for extra in re.findall(r"\.\[(.+)\]", word)]
@@ -189,10 +205,17 @@ def launch_problems(script, words):
   """What is wrong with a call of a launch script."""
   if not exists(script):
     return [f"{script}: no such script"]
+  if not words:
+    return []  # its name alone
+  before = 1 if script.endswith("local.sh") else 0  # words before CONFIG and WORKDIR
   if script.endswith("tpu_pod.sh"):
     action = words[0]
-    return [] if f"\n  {action}) " in tpu_actions() else [f"{action}: no such action"]
-  config, workdir, *options = words
+    if f"\n  {action}) " not in tpu_actions():
+      return [f"{action}: no such action"]
+    before = {"start": 3, "watch": 4}.get(action)
+    if before is None:
+      return []
+  config, workdir, *options = words[before:]
   return main_problems([f"--config={config}", f"--workdir={workdir}", *options])
 
 
@@ -306,7 +329,10 @@ def test_commands_of_configs_are_real(path, monkeypatch):
     "python -m cfg.interop.adm x.pt runs/x --schedule=square",
     "python benchmarks/gone.py",
     "launch/gone.sh configs/digits.py runs/x",
-    "launch/single_host.sh configs/gone.py runs/x",
+    "launch/local.sh 1 configs/gone.py runs/x",
+    "SPOT=1 launch/tpu_pod.sh watch NAME ZONE v4-32 configs/gone.py gs://x/y",
+    "sbatch --nodes=4 launch/slurm.sbatch configs/digits.py runs/x --colour=red",
+    "nohup launch/local.sh 2 configs/digits.py runs/x --colour=red > local.txt 2>&1 &",
     "launch/tpu_pod.sh explode NAME ZONE",
     "pip install -e '.[gpu]'",
     "python3 -m venv .venv && python -m cfg.gone",
