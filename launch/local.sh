@@ -5,10 +5,9 @@
 #   launch/local.sh N CONFIG WORKDIR [--config.field=value ...]
 #   launch/local.sh 1 configs/imagenet64.py runs/imagenet64 --config.data.path=/data/imagenet64
 #
-# Process i logs to WORKDIR/log.<i>.txt, and process 0 to the screen as well; a WORKDIR in gs:// has
-# its logs in runs/<its last part>. Ctrl-C, or kill of the process in WORKDIR/pid: all are asked to
-# save and stop. The same command again goes on. The exit code is that of the first process to fail;
-# the others then have PATIENCE seconds (150) to notice and end.
+# Process i logs to WORKDIR/log.<i>.txt, and process 0 to the screen as well. Ctrl-C, or kill of the
+# process in WORKDIR/pid: all are asked to save and stop. The same command again goes on. The exit
+# code is that of the first process to fail; the others then have PATIENCE seconds (150) to notice and end.
 #
 # Makes .venv beside launch/ if there is none, with the extra `cuda` where there is an NVIDIA card,
 # `tpu` where there is a TPU (EXTRA=cuda|tpu|none chooses). PYTHON=... is used as it is instead.
@@ -34,10 +33,8 @@ run() {
   if [ -z "${DRY_RUN:-}" ]; then "$@"; fi
 }
 
-logs=$workdir
 case $workdir in
-  gs://*) logs=runs/$(basename "$workdir") ;;
-  *://*) fail "WORKDIR is '$workdir': it must be a path of this machine or a gs:// address" ;;
+  *://*) fail "WORKDIR is '$workdir': it must be a path of this machine; mount the bucket and give the folder" ;;
 esac
 
 # --- the GPUs of each process
@@ -71,9 +68,9 @@ fi
 
 # --- the processes
 
-pid_file=$logs/pid
+pid_file=$workdir/pid
 if [ -e "$pid_file" ] && ps -o args= -p "$(cat "$pid_file")" | grep -q local.sh; then
-  fail "$logs is the work directory of process $(cat "$pid_file"), which runs: stop it with kill"
+  fail "$workdir is the work directory of process $(cat "$pid_file"), which runs: stop it with kill"
 fi
 command=("$python" -m cfg.main "--config=$config" "--workdir=$workdir")
 together=()
@@ -98,10 +95,10 @@ variables() {
   fi
 }
 
-run mkdir -p "$logs"
+run mkdir -p "$workdir"
 for ((i = 0; i < count; i++)); do
   variables "$i"
-  printf '+ '; printf '%q ' env ${own[@]+"${own[@]}"} "${command[@]}"; printf '>> %q\n' "$logs/log.$i.txt"
+  printf '+ '; printf '%q ' env ${own[@]+"${own[@]}"} "${command[@]}"; printf '>> %q\n' "$workdir/log.$i.txt"
 done
 if [ -n "${DRY_RUN:-}" ]; then exit; fi
 
@@ -114,7 +111,7 @@ ask() {
 echo $$ >"$pid_file"
 trap 'rm -f "$pid_file"' EXIT
 # what process 0 says goes to the screen too, and Ctrl-C is not for tee
-exec 3> >(trap '' INT TERM HUP; exec tee -a "$logs/log.0.txt")
+exec 3> >(trap '' INT TERM HUP; exec tee -a "$workdir/log.0.txt")
 screen=$!
 running=()
 trap ask INT TERM HUP
@@ -124,7 +121,7 @@ for ((i = 0; i < count; i++)); do
   if [ "$i" -eq 0 ]; then
     env ${own[@]+"${own[@]}"} "${command[@]}" >&3 2>&1 3>&- </dev/null &
   else
-    env ${own[@]+"${own[@]}"} "${command[@]}" >>"$logs/log.$i.txt" 2>&1 3>&- </dev/null &
+    env ${own[@]+"${own[@]}"} "${command[@]}" >>"$workdir/log.$i.txt" 2>&1 3>&- </dev/null &
   fi
   running+=($!)
 done

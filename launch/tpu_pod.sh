@@ -10,10 +10,10 @@
 #   launch/tpu_pod.sh up     NAME ZONE TYPE  # queue for a slice (v4-32, v5litepod-64, ...), wait for it
 #   launch/tpu_pod.sh start  NAME ZONE CONFIG WORKDIR [--config.field=value ...]    # once
 #
-# WORKDIR is a gs:// address, or a path that all workers share if there are several. Needs gcloud,
+# WORKDIR is a path, one that all workers share if there are several (a mounted disk). Needs gcloud,
 # logged in, with a project. SPOT=1 queues for a slice that may be taken away. PREPARE='...' is a
 # command that each worker runs before the run, in its folder: a new slice has empty disks, so it
-# copies data or mounts a bucket. RUNTIME chooses the machine's image, POLL the seconds between two
+# copies data and mounts a disk. RUNTIME chooses the machine's image, POLL the seconds between two
 # looks (60). DRY_RUN=1 prints the commands and runs none.
 #
 # watch ends with the run's exit code: 0, or one that starting again does not help (1, 2, 70); with 75
@@ -123,8 +123,7 @@ up() {
 
 check_workdir() {
   case $1 in
-    gs://*) ;;
-    *://*) fail "WORKDIR is '$1': it must be a gs:// address or a path of the workers" ;;
+    *://*) fail "WORKDIR is '$1': it must be a path of the workers; mount the bucket or disk (PREPARE) and give the folder" ;;
   esac
 }
 

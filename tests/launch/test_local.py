@@ -127,12 +127,6 @@ def test_gpus_are_found(notes):
   assert not (notes / "env.2").exists()
 
 
-def test_logs_of_a_bucket(notes):
-  """A WORKDIR in gs:// has its logs here."""
-  assert local(notes, 1, workdir="gs://bucket/runs/mine").returncode == 0
-  assert (notes.parent / "runs/mine/log.0.txt").exists()
-
-
 def test_the_environment_is_made(notes):
   """Without PYTHON the script makes one, with the extra that is asked for; ~ is the home folder."""
   env = stand_ins.environment(notes, EXTRA="cuda", DRY_RUN="1", HOME=str(notes))

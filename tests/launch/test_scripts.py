@@ -71,12 +71,9 @@ def test_dry_run(name, folder):
 
 @pytest.mark.parametrize("name", CALLS)
 def test_work_directories(name, folder):
-  """gs:// is one; other schemes are refused before anything is made or started."""
-  done = call(name, workdir="gs://bucket/run", folder=folder, DRY_RUN="1")
-  assert done.returncode == 0 and "--workdir=gs://bucket/run" in done.stdout.replace("\\", "")
-  (folder.parent / "called").unlink(missing_ok=True)
-  done = call(name, workdir="s3://bucket/run", folder=folder)
-  assert done.returncode == 1 and "s3://bucket/run" in done.stderr and not done.stdout
+  """An object store is refused before anything is made or started."""
+  done = call(name, workdir="gs://bucket/run", folder=folder)
+  assert done.returncode == 1 and "gs://bucket/run" in done.stderr and not done.stdout
   called = folder.parent / "called"
   assert not called.exists() or called.read_text().split() == ["git"]
   assert not list(folder.iterdir())

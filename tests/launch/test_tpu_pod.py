@@ -148,14 +148,14 @@ class Cloud:
     return path.read_text().splitlines() if path.exists() else []
 
 
-WATCHED = ["v4-32", "configs/imagenet64.py", "gs://bucket/run", "--out=a b"]
+WATCHED = ["v4-32", "configs/imagenet64.py", "/share/run", "--out=a b"]
 COMMAND = "|".join(
   [
     "-m",
     "cfg.main",
     "--distributed",
     "--config=configs/imagenet64.py",
-    "--workdir=gs://bucket/run",
+    "--workdir=/share/run",
     "--out=a b",
   ]
 )
