@@ -19,7 +19,8 @@ signals: training and sweeping the digits with a small network, in a process of 
 killed, or asked to stop, at a random moment and started again, over and over. After each the
 newest intact checkpoint must be that of a run which was never disturbed, bit for bit, and no older
 than two intervals before the last step that was logged; at the end losses and rows must be the
-same.
+same. Every fourth run is one of two processes, one of which gets the signal: the other must end
+too, within two minutes. These are compared with an undisturbed run of two.
 """
 
 import argparse
@@ -32,6 +33,7 @@ import random
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -71,6 +73,8 @@ OPTIONS = [
   "--config.judge.feature_dim=8",
   "--config.judge.min_accuracy=0.0",
 ]
+GONE = 69  # the exit code of a process when another one is
+WAIT = 120  # seconds in which a run ends
 NAMES = ("fid", "inception_score", "label_accuracy")  # of a row, compared
 
 
@@ -208,56 +212,82 @@ def signals(args):
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
   }
   with tempfile.TemporaryDirectory() as folder:
-    whole = pathlib.Path(folder) / "whole"
-    # every step of the undisturbed run is kept: what a disturbed one goes on from is one of them
-    code, _ = run(whole, env, "--config.train.keep_checkpoints=1000")
-    assert code == 0, "the undisturbed run failed"
-    reference = {step: state_hash(whole, step) for step in range(EVERY, STEPS + 1, EVERY)}
+    undisturbed = {}  # {number of processes: (work directory, {step: hash of its state})}
     for name, count in wanted.items():
       run_number = 0
       while (done := len([r for r in records("signals") if r["signal"] == name])) < count:
+        processes = 2 if run_number % 4 == 3 else 1
+        if processes not in undisturbed:
+          whole = pathlib.Path(folder) / f"whole{processes}"
+          undisturbed[processes] = whole, leave_alone(whole, env, processes)
         workdir = pathlib.Path(folder) / f"{name}{run_number}"
-        disturb(workdir, env, name, first=done, most=count - done, reference=reference, whole=whole)
+        whole, reference = undisturbed[processes]
+        given = dict(first=done, most=count - done, reference=reference, whole=whole)
+        disturb(workdir, env, name, processes=processes, **given)
         run_number += 1
 
 
-def disturb(workdir, env, name, *, first, most, reference, whole):
+def leave_alone(workdir, env, processes):
+  """{step: hash of its state} of a run that nothing disturbs."""
+  # every step is kept: what a disturbed run goes on from is one of them
+  running = begin(workdir, env, "--config.train.keep_checkpoints=1000", processes=processes)
+  codes = [process.wait() for process in running]
+  assert not any(codes), f"the undisturbed run failed: {(workdir / 'log.txt').read_text()[-2000:]}"
+  return {step: state_hash(workdir, step) for step in range(EVERY, STEPS + 1, EVERY)}
+
+
+def disturb(workdir, env, name, *, processes, first, most, reference, whole):
   """One run, disturbed until it is done or `most` trials were made."""
   for trial in range(first, first + most + 1):
     rng = random.Random(f"{name} {trial}")
-    process = begin(workdir, env)
+    running = begin(workdir, env, processes=processes)
     # moments of all parts of a run: its start, training with its saves, the sweep
     goal = rng.choice(["start", "train", "train", "save", "sweep"])
-    ended = trial == first + most or not wait_for(process, workdir, goal, rng)
+    ended = trial == first + most or not wait_for(running, workdir, goal, rng)
     if ended:
-      code = process.wait()
-      assert code == 0, f"the run failed: {(workdir / 'log.txt').read_text()[-2000:]}"
+      codes = [process.wait() for process in running]
+      assert not any(codes), f"the run failed: {(workdir / 'log.txt').read_text()[-2000:]}"
       final = same_end(workdir, whole)
-      keep(kind="ends", signal=name, outcome="the same" if final else f"{WRONG}: another end")
+      outcome = "the same" if final else f"{WRONG}: another end"
+      keep(kind="ends", signal=name, processes=processes, outcome=outcome)
       return
     logged = last_logged(workdir)
     start = time.monotonic()
-    process.send_signal(getattr(signal, name))
-    code = process.wait(timeout=120)
-    seconds = time.monotonic() - start
+    target = rng.randrange(processes)
+    running[target].send_signal(getattr(signal, name))
+    try:
+      codes = [process.wait(max(1, start + WAIT - time.monotonic())) for process in running]
+      outcome = judge(workdir, name, codes, target, logged, reference)
+    except subprocess.TimeoutExpired:
+      codes = [process.poll() for process in running]
+      outcome = f"{WRONG}: a process did not end"
+      for process in running:
+        process.kill()
     keep(
       kind="signals",
       signal=name,
       seed=trial,
       place=goal,
+      processes=processes,
+      target=target,
       logged=logged,
-      exit_code=code,
-      seconds=round(seconds, 2),
-      outcome=judge(workdir, name, code, logged, reference),
+      exit_code=codes[target],
+      others=codes[:target] + codes[target + 1 :],
+      seconds=round(time.monotonic() - start, 2),
+      outcome=outcome,
     )
 
 
-def judge(workdir, name, code, logged, reference):
+def judge(workdir, name, codes, target, logged, reference):
   """What a disturbed run left."""
   from cfg.base import checkpoint
 
-  if name == "SIGTERM" and code not in (0, 75, -signal.SIGTERM):
+  code = codes[target]
+  # before and after training a process has no more to save than its files
+  if name == "SIGTERM" and code not in (0, 75, GONE, -signal.SIGTERM, 128 + signal.SIGTERM):
     return f"{WRONG}: exit code {code}"
+  if any(other not in (0, 75, GONE) for other in codes[:target] + codes[target + 1 :]):
+    return f"{WRONG}: exit codes {codes}"
   with checkpoint.Checkpoints(workdir) as checkpoints:
     intact = [step for step in checkpoints.steps() if checkpoints.intact(step)]
   if not intact:
@@ -270,20 +300,32 @@ def judge(workdir, name, code, logged, reference):
   return f"step {step}" if code != 75 else f"step {step}, saved on the way out"
 
 
-def begin(workdir, env, *options):
-  """A process that trains and sweeps; what it says goes to log.txt."""
+def begin(workdir, env, *options, processes):
+  """Processes that train and sweep; what they say goes to log.txt."""
   workdir.mkdir(exist_ok=True)
   command = [sys.executable, "-m", "cfg.main", f"--workdir={workdir}", *OPTIONS, *options]
+  each = [env]
+  if processes > 1:
+    command.append("--distributed")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+      address = f"127.0.0.1:{server.getsockname()[1]}"
+    each = [
+      {
+        **env,
+        "JAX_COORDINATOR_ADDRESS": address,
+        "JAX_NUM_PROCESSES": str(processes),
+        "JAX_PROCESS_ID": str(index),
+      }
+      for index in range(processes)
+    ]
   with (workdir / "log.txt").open("a") as log:
-    return subprocess.Popen(command, env=env, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
+    return [
+      subprocess.Popen(command, env=own, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
+      for own in each
+    ]
 
 
-def run(workdir, env, *options):
-  """(exit code, None) of a run that is left alone."""
-  return begin(workdir, env, *options).wait(), None
-
-
-def wait_for(process, workdir, goal, rng):
+def wait_for(running, workdir, goal, rng):
   """Until a random moment of that part of the run; False if it ended before."""
   from cfg.base import checkpoint
 
@@ -296,11 +338,11 @@ def wait_for(process, workdir, goal, rng):
     "sweep": lambda: any((workdir / "sweep").glob("*/*.partial")),
   }
   while not conditions[goal]():
-    if process.poll() is not None:
+    if running[0].poll() is not None:
       return False
     time.sleep(0.001)
   time.sleep(rng.random() * {"start": 5, "train": 1, "save": 0.2, "sweep": 2}[goal])
-  return process.poll() is None
+  return all(process.poll() is None for process in running)
 
 
 def last_logged(workdir):
@@ -340,10 +382,10 @@ def table(args):
   for record in records("damaged"):
     wrong = record["outcome"].startswith(WRONG)
     counts["damaged checkpoints", record["damage"], wrong] += 1
-  for record in records("signals"):
-    counts[record["signal"], record["place"], record["outcome"].startswith(WRONG)] += 1
-  for record in records("ends"):
-    counts[record["signal"], "runs to their end", record["outcome"].startswith(WRONG)] += 1
+  for record in records("signals") + records("ends"):
+    several = " to one of two processes" if record.get("processes", 1) > 1 else ""
+    place = record.get("place", "runs to their end")
+    counts[record["signal"] + several, place, record["outcome"].startswith(WRONG)] += 1
   print("| trial | where | trials | wrong |\n| --- | --- | --- | --- |")
   for what, where in sorted({(what, where) for what, where, _ in counts}):
     right, wrong = counts[what, where, False], counts[what, where, True]

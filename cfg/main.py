@@ -187,10 +187,10 @@ def main() -> None:
   import_jax()
   check_config(config)
   workdir = None if mode.workdir == "none" else find_workdir(create=mode.workdir == "make")
-  start_devices(config)
   from cfg.base import preflight, sharding
 
   with hosts.noticing_loss():
+    start_devices(config)
     if workdir is not None:
       preflight.check_shared(workdir)
     mesh = sharding.make_mesh(fsdp=config.train.fsdp)

@@ -174,11 +174,16 @@ def noticing_loss() -> Iterator[None]:
   except (UserError, KeyboardInterrupt):
     raise
   except Exception as e:
-    said = " ".join(str(e).split())
-    if _count == 1 or not GONE.search(said):
+    if _count == 1 or not is_loss(e):
       raise
+    said = " ".join(str(e).split())
     time.sleep(SLOWER)  # jax ends this process itself if it was the first; base.supervise tells
     raise HostGone(gone(f"here that was noticed by: {said[:160]}")) from e
+
+
+def is_loss(error: BaseException) -> bool:
+  """Whether an error says that another process is gone."""
+  return GONE.search(str(error)) is not None
 
 
 def gone(how: str) -> str:

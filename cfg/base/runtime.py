@@ -194,6 +194,8 @@ def find_devices() -> list[jax.Device]:
     return jax.devices()
   # jax ends in a bare AssertionError where a platform is known and none of it is there
   except (RuntimeError, AssertionError) as e:
+    if hosts.count() > 1 and hosts.is_loss(e):
+      raise
     asked = [
       f"{name}={os.environ[name]}"
       for name in ("JAX_PLATFORMS", "JAX_PLATFORM_NAME")
