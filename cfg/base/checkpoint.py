@@ -155,6 +155,8 @@ class Checkpoints:
 
   def _unwritable(self, step, error):
     """What is said of a save that failed."""
+    if hosts.count() > 1 and hosts.is_loss(error):
+      return hosts.HostGone(hosts.gone(f"while step {step} was saved"))
     said = str(error).strip().split("\n")[0] or type(error).__name__
     said = said if len(said) < MOST_SAID else f"... {said[-MOST_SAID:]}"  # the cause comes last
     return UserError(

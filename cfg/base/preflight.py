@@ -17,8 +17,6 @@ from cfg.base.errors import UserError
 
 # libraries that decide what is computed, and how it is divided
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "grain")
-# options of which each process may have its own
-OWN = ("cpu_devices",)
 SEEN_WITHIN = 90.0  # seconds: what network file systems remember of a folder is older
 CODE = pathlib.Path(__file__).parents[1]
 
@@ -35,9 +33,9 @@ def facts(config: ConfigDict) -> dict[str, Any]:
     "JAX's variables": {
       name: value
       for name, value in sorted(os.environ.items())
-      if name.startswith(("JAX_DEFAULT", "JAX_ENABLE", "JAX_DEBUG", "JAX_NUMPY"))
+      if name.startswith(("JAX_DEFAULT", "JAX_ENABLE", "JAX_DEBUG", "JAX_NUMPY", "JAX_NUM_CPU"))
     },
-    **{name: value for name, value in settings.items() if name not in OWN},
+    **settings,
   }
 
 

@@ -2,6 +2,7 @@
 would change what a run computes. Called before anything uses a device.
 """
 
+import collections
 import hashlib
 import logging
 import os
@@ -76,7 +77,9 @@ def start(
   fix_settings()
   if together is not None:
     join_processes(together)
-  return find_devices()
+  devices = find_devices()
+  check_shares(devices)
+  return devices
 
 
 def split_cpu(count: int) -> None:
@@ -207,6 +210,17 @@ def find_devices() -> list[jax.Device]:
       f"JAX_PLATFORMS to use what is there, or install jax for that device (pip install -e "
       f"'.[cuda]' or '.[tpu]')."
     ) from e
+
+
+def check_shares(devices: list[jax.Device]) -> None:
+  """Raise UserError unless each process has as many devices as the others."""
+  counts = collections.Counter(device.process_index for device in devices)
+  for index, count in sorted(counts.items()):
+    if count != counts[0]:
+      raise UserError(
+        f"process {index} of this run has {count} devices, process 0 {counts[0]}: give all of them "
+        f"the same number."
+      )
 
 
 def _first_line(error):

@@ -62,9 +62,9 @@ def free_port():
     return server.getsockname()[1]
 
 
-def start(workdir, *options, count=2, indices=None):
+def start(workdir, *options, count=2, indices=None, address=None):
   """Processes of one run; what each says goes to <workdir>.<index>.log."""
-  address, processes = f"127.0.0.1:{free_port()}", []
+  address, processes = address or f"127.0.0.1:{free_port()}", []
   for index in range(count) if indices is None else indices:
     command = [sys.executable, "-m", "cfg.main", f"--workdir={workdir}", *OPTIONS, *options]
     env = {**os.environ, **COMPILED}
@@ -189,6 +189,20 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(tmp_path):
   with checkpoint.Checkpoints(workdir) as checkpoints:
     assert checkpoints.steps() == [step] and checkpoints.intact(step)
     assert trees.tree_hash(checkpoints.restore()[1])
+
+
+def test_processes_that_were_started_otherwise_do_nothing(tmp_path):
+  """Another seed at the second one: both say so, and there is no work directory of either."""
+  workdir = tmp_path / "run"
+  address = f"127.0.0.1:{free_port()}"
+  processes = [
+    *start(workdir, "--mode=train", indices=[0], address=address),
+    *start(workdir, "--mode=train", "--config.seed=1", indices=[1], address=address),
+  ]
+  assert end(processes, seconds=60) == [1, 1]
+  for index in (0, 1):
+    assert "has seed = 1, process 0 on" in said(workdir, index)
+  assert list(workdir.iterdir()) == []
 
 
 def test_a_second_writer_is_refused_at_all_its_processes(tmp_path):
