@@ -291,7 +291,7 @@ def judge(workdir, name, codes, target, logged, reference):
   with checkpoint.Checkpoints(workdir) as checkpoints:
     intact = [step for step in checkpoints.steps() if checkpoints.intact(step)]
   if not intact:
-    return "no checkpoint yet" if logged < 2 * EVERY else f"{WRONG}: no checkpoint at {logged}"
+    return "no checkpoint yet" if logged <= 2 * EVERY else f"{WRONG}: no checkpoint at {logged}"
   step = intact[0]
   if step in reference and state_hash(workdir, step) != reference[step]:
     return f"{WRONG}: step {step} is another state"
@@ -334,7 +334,9 @@ def wait_for(running, workdir, goal, rng):
   conditions = {
     "start": lambda: True,
     "train": lambda: last_logged(workdir) > begun,
-    "save": lambda: any(folder.glob("*.saving")) or any(folder.glob("*tmp*")),
+    "save": lambda: (
+      last_logged(workdir) > begun and any((*folder.glob("*.saving"), *folder.glob("*tmp*")))
+    ),
     "sweep": lambda: any((workdir / "sweep").glob("*/*.partial")),
   }
   while not conditions[goal]():

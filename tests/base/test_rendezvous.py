@@ -98,6 +98,29 @@ def test_a_stranger_does_no_harm(address):
     assert first.result(20) is None
 
 
+def test_a_silent_stranger_keeps_nobody(address, monkeypatch):
+  """One that stays and says nothing is waited for briefly."""
+  monkeypatch.setattr(rendezvous, "PROMPT", 0.5)
+  port = int(address.split(":")[1])
+  start = time.monotonic()
+  with concurrent.futures.ThreadPoolExecutor(1) as pool:
+    first = pool.submit(rendezvous.meet, address, index=0, count=2, facts=FACTS, seconds=20)
+    time.sleep(0.3)
+    with socket.create_connection(("127.0.0.1", port)):
+      rendezvous.meet(address, index=1, count=2, facts=FACTS, seconds=15)
+    assert first.result(20) is None
+  assert time.monotonic() - start < 10
+
+
+def test_a_wrong_number_is_told_at_once(address, monkeypatch):
+  """Those that have come do not wait for the rest."""
+  monkeypatch.setattr(rendezvous, "PROMPT", 0.5)
+  start = time.monotonic()
+  errors = meet_all(address, [{"index": 0}, {"index": 1, "count": 4}], seconds=20)
+  assert all("started as one of 4" in str(error) for error in errors)
+  assert time.monotonic() - start < 10
+
+
 def test_a_port_that_is_taken(address):
   """The first process says so."""
   with socket.create_server(("", int(address.split(":")[1]))):
