@@ -12,7 +12,6 @@ decides what is restored.
 import contextlib
 import functools
 import hashlib
-import json
 import logging
 import pathlib
 import shutil
@@ -228,13 +227,15 @@ class Checkpoints:
     """Remove steps newer than `step`, those that were found damaged when it was restored, and what
     saves that were killed left.
     """
+    if hosts.count() > 1:
+      _ = self._manager  # all processes make theirs at once: Orbax synchronises them
     with hosts.together():
       if hosts.is_writer():
         for other in (*(newer for newer in self.steps() if newer > step), *self._unfinished()):
           self._remove(other)
         for left in self._dir.glob("*.orbax-checkpoint-tmp*"):
           shutil.rmtree(left, ignore_errors=True)
-    if hosts.count() > 1 and self._dir.is_dir():
+    if hosts.count() > 1:
       self._manager.reload()
 
   def _check_fits(self, step, target):
@@ -296,11 +297,12 @@ class Checkpoints:
     if not path.exists():
       return f"its manifest {path.name} is not there"
     try:
-      recorded = json.loads(path.read_text())
-    except ValueError:
-      return f"its manifest {path.name} is not JSON"
+      recorded = dict(files.read_json(path))
+    except (ValueError, TypeError):
+      return f"its manifest {path.name} is not JSON, or no table of hashes"
     found = _hash_files(self._dir / str(step))
-    wrong = sorted(name for name in recorded if found.get(name) != recorded[name])
+    every = recorded.keys() | found.keys()
+    wrong = sorted(name for name in every if found.get(name) != recorded.get(name))
     return f"content differs from its hash: {', '.join(wrong)}" if wrong else None
 
 
@@ -318,7 +320,7 @@ def read_meta(workdir: str | pathlib.Path) -> dict[str, Any] | None:
   folder = directory(workdir)
   for step in sorted(_steps(folder), reverse=True):
     try:
-      return json.loads((folder / str(step) / META / "metadata").read_text())
+      return files.read_json(folder / str(step) / META / "metadata")
     except (OSError, ValueError):
       continue
   return None

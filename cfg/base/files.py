@@ -46,6 +46,21 @@ def write_json(path, value):
   write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
+def parse_json(text):
+  """The value of JSON text or UTF-8 bytes. Raises ValueError, also where it is nested too deeply to
+  be read.
+  """
+  try:
+    return json.loads(text)
+  except RecursionError as e:
+    raise ValueError("it is nested too deeply") from e
+
+
+def read_json(path):
+  """The value of a JSON file. Raises OSError, or ValueError for what is no JSON."""
+  return parse_json(pathlib.Path(path).read_bytes())
+
+
 def write_npz(path, arrays):
   """Write a dict of numeric arrays."""
   with replacing(path) as tmp, tmp.open("wb") as f:

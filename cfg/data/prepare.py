@@ -71,8 +71,11 @@ def _finished(path):
   """The note of a shard that is there as it was written, else None."""
   if not (path.is_file() and _note(path).is_file()):
     return None
-  note = json.loads(_note(path).read_text(encoding="utf-8"))
-  return note if records.sha256(path) == note["sha256"] else None
+  try:
+    note = files.read_json(_note(path))
+    return note if records.sha256(path) == note["sha256"] else None
+  except (ValueError, KeyError, TypeError):  # a damaged note: the shard is written again
+    return None
 
 
 def prepare(
@@ -155,7 +158,11 @@ def _claim(out, plan):
     raise UserError(f"{str(out)!r} cannot be made ({e.strerror}): choose another folder.") from e
   path = out / PLAN
   if path.is_file():
-    if json.loads(path.read_text(encoding="utf-8"))["plan_sha256"] != plan["plan_sha256"]:
+    try:
+      theirs = files.read_json(path)["plan_sha256"]
+    except (ValueError, KeyError, TypeError) as e:
+      raise UserError(f"{str(path)!r} is damaged ({e}): remove {str(out)!r}.") from e
+    if theirs != plan["plan_sha256"]:
       raise UserError(
         f"{str(out)!r} holds a part of another preparation (other images or settings): choose "
         f"another folder, or remove it."

@@ -10,7 +10,6 @@ A record is the label as a little-endian int32, then the pixels, uint8 in the or
 
 import dataclasses
 import hashlib
-import json
 import pathlib
 import struct
 
@@ -93,7 +92,7 @@ def read_manifest(folder):
       f"finished. Make it with python -m cfg.data.prepare."
     )
   try:
-    manifest = json.loads(path.read_text(encoding="utf-8"))
+    manifest = files.read_json(path)
     if manifest["format"] != FORMAT:
       raise UserError(
         f"{str(path)!r} is of format {manifest['format']!r}, not {FORMAT!r}: prepare the data set "

@@ -203,7 +203,7 @@ def _read(path, identity):
     return None
   try:
     arrays = files.read_npz(path)
-    info = json.loads(str(arrays.pop("info")))
+    info = files.parse_json(str(arrays.pop("info")))
   except (OSError, ValueError, KeyError) as e:
     log.warning("%s cannot be used (%s): the judge is trained anew", path, e)
     return None
@@ -220,7 +220,7 @@ def _read(path, identity):
 def _read_accuracy(path, identity):
   """What `published` wrote, or None if it is not there, not whole, or of other data."""
   try:
-    stored = json.loads(path.read_text(encoding="utf-8"))
+    stored = files.read_json(path)
     return stored if stored["identity"] == identity else None
   except (OSError, ValueError, KeyError, TypeError):
     return None

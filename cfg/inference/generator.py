@@ -126,6 +126,7 @@ class Generator:
     for first in range(0, len(index), self.batch_size):
       rows = np.minimum(np.arange(first, first + self.batch_size), len(index) - 1)
       placed = sharding.put_rows(self.mesh, {"index": index[rows], "labels": labels[rows]})
+      assert placed["index"].shape == (self.batch_size,), placed["index"].shape
       each = strengths.ndim > 0
       strength = sharding.put_rows(self.mesh, strengths[rows]) if each else jnp.float32(w)
       out = run(params, self._extractor_params, placed["index"], placed["labels"], strength, key)

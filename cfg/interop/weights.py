@@ -69,7 +69,7 @@ def _opened(path):
           f"not {FORMAT!r}. Files of this project are made by --mode=export and python -m "
           f"cfg.interop.adm."
         )
-      meta = json.loads(about["meta"])
+      meta = files.parse_json(about["meta"])
       missing = [name for name in NEEDED if name not in meta]
       if missing:
         raise UserError(f"the weights file {str(path)!r} does not tell its {', '.join(missing)}.")

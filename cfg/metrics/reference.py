@@ -168,7 +168,7 @@ def check_finite(reference: Reference, *, where: str) -> None:
 
 
 def _ours(arrays, sha256):
-  about = json.loads(str(arrays["about"]))
+  about = files.parse_json(str(arrays["about"]))
   if (found := about.pop("format", None)) != FORMAT:
     raise ValueError(f"its format is {found!r}, not {FORMAT!r}")
   gaussians = {}

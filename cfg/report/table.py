@@ -1,10 +1,10 @@
 """Numbers as text: tables of a sweep and of given images, and the paper's beside."""
 
-import json
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+from cfg.base import files
 from cfg.metrics.metric import HELDOUT, TRAIN, Metric, fact, roles
 
 INCEPTION = "inception"
@@ -60,9 +60,12 @@ def strength_name(w: float) -> str:
 
 
 def read(workdir) -> dict | None:
-  """The content of sweep.json, or None."""
-  path = pathlib.Path(workdir) / "sweep.json"
-  return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+  """The content of sweep.json; None if it is not there, or damaged: it is written anew."""
+  try:
+    content = files.read_json(pathlib.Path(workdir) / "sweep.json")
+  except (OSError, ValueError):
+    return None
+  return content if isinstance(content, dict) and "rows" in content else None
 
 
 def symbol_of(rows: Iterable[Mapping]) -> str:

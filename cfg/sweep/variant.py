@@ -3,17 +3,20 @@
 import dataclasses
 import itertools
 import json
+import logging
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from cfg.base import fields
+from cfg.base import fields, files
 from cfg.base.config import ConfigDict
 from cfg.base.errors import UserError
 from cfg.guidance import MAIN
 from cfg.inference import network, program
 from cfg.inference.network import Network
 from cfg.report import table
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -58,7 +61,16 @@ class Variant:
     path = self.path(w, ".json")
     if not path.exists() or not self.path(w, ".npz").exists():
       return None
-    return json.loads(path.read_text(encoding="utf-8"))
+    try:
+      row = files.read_json(path)
+    except ValueError as e:
+      row, why = None, str(e)
+    else:
+      why = "it is no row of this strength"
+    if not isinstance(row, dict) or row.get("w") != w:
+      log.warning("%s cannot be used (%s): the strength is drawn again", path, why)
+      return None
+    return row
 
   def finished(self, w: float) -> dict[str, Any]:
     """The row of strength w, which is there."""

@@ -116,6 +116,23 @@ def test_a_lost_manifest_is_damage(saved, caplog):
       checkpoints.restore()
 
 
+@pytest.mark.parametrize(
+  "text", ["", "{}", "[]", "[1]", "null", "[" * 100_000, '{"a": ', "\0" * 99]
+)
+def test_a_manifest_of_anything_else_is_damage(saved, caplog, text):
+  """Zeroed, cut, nested without end, or a table that leaves files out: the older step is opened."""
+  (saved / "checkpoints" / "2.sha256.json").write_text(text)
+  with checkpoint.Checkpoints(saved) as checkpoints:
+    assert checkpoints.restore()[0] == 1 and "cannot be used" in caplog.text
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "\0" * 99, '{"config": '])
+def test_a_damaged_meta_is_passed_over(saved, text):
+  """It is read before anything is compared with its hash, to find the config."""
+  (saved / "checkpoints/2/meta/metadata").write_text(text)
+  assert checkpoint.read_meta(saved)["step"] == 1
+
+
 def killed_at(monkeypatch, name):
   """Lets the background part of a save end where it calls `name` of the module, as a kill does."""
 

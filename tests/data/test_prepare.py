@@ -213,6 +213,24 @@ def test_damage_is_noticed(pictures, tmp_path, config):
     records.read_manifest(out)
 
 
+@pytest.mark.parametrize("text", ["[" * 100_000, "", "[]", "{}"])
+def test_damaged_notes(pictures, tmp_path, text):
+  """Of what was finished: a shard's note, and its shard is written again; a plan is refused."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(prepare, "_finish", lambda *_: None)  # as if it was killed before
+    run(pictures, tmp_path / "out")
+  [note] = (tmp_path / "out").glob("train-*.json")
+  note.write_text(text)
+  plan = tmp_path / "out" / prepare.PLAN
+  whole = plan.read_text()
+  plan.write_text(text)
+  with pytest.raises(UserError, match="is damaged"):
+    run(pictures, tmp_path / "out")
+  plan.write_text(whole)
+  manifest = run(pictures, tmp_path / "out")
+  assert records.verify(tmp_path / "out") == [] and manifest["name"]
+
+
 def test_npz(tmp_path, photo):
   """Images and labels in an archive; class names if it has them; pickled objects and wrong shapes
   are refused.

@@ -157,15 +157,18 @@ def taken_over(self):
   raise UserError("taken over")
 
 
-@pytest.mark.parametrize("lost", ["w1.json", "w1.npz"])
-def test_a_lost_row_comes_back_the_same(done, digits, mesh1, lost):
+@pytest.mark.parametrize(
+  "lost, text", [("w1.json", None), ("w1.npz", None), ("w1.json", "[" * 100_000)]
+)
+def test_a_lost_row_comes_back_the_same(done, digits, mesh1, lost, text):
   """One strength recomputed in batches of another size: the same samples, at most a grey level
-  apart, so the same row nearly.
+  apart, so the same row nearly; also where the row, or the table, is damaged.
   """
   workdir, content, _ = done
   folder = next((workdir / "sweep").iterdir())
   before = np.load(folder / "w1.npz")["images"].astype(int)
-  (folder / lost).unlink()
+  (folder / lost).unlink() if text is None else (folder / lost).write_text(text)
+  (workdir / "sweep.json").write_text("{" if text is None else text)
   config = small_config()
   config.sweep.batch_size = 25
   # one sweep of a variant at a time; and who was taken over keeps nothing more
