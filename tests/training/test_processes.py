@@ -123,6 +123,9 @@ def runs(tmp_path_factory):
   for count, last in ((2, 8), (1, 14)):
     turn = start(two, "--mode=train", steps(last), "--config.train.fsdp=1", count=count)
     assert end(turn) == [0] * count, said(two, 0) + said(two, 1)
+  # what a save that was killed leaves, which the first process alone removes
+  (two / "checkpoints/17").mkdir()
+  (two / "checkpoints/17.saving").touch()
   assert end(start(two, steps(20))) == [0, 0], said(two, 0) + said(two, 1)
   return one, two
 
@@ -146,6 +149,12 @@ def test_each_file_has_one_writer(runs):
   assert [p for p in two.iterdir() if p.name.startswith(".")] == []
   spoken = [line for line in said(two, 1).splitlines() if "[Gloo]" not in line]
   assert spoken == []
+
+
+def test_the_first_process_removes_what_a_killed_save_left(runs):
+  """While the others wait: Orbax synchronises them when each first looks at the checkpoints."""
+  names = sorted(path.name for path in (runs[1] / "checkpoints").iterdir())
+  assert names == ["14", "14.sha256.json", "20", "20.sha256.json"]
 
 
 def test_a_sweep_has_the_same_images_and_table(runs):
