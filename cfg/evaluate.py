@@ -8,7 +8,6 @@ commands but cfg.main, whose config file needs absl's flags.
 """
 
 import argparse
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 
@@ -184,7 +183,7 @@ def deciding_facts(row: Mapping, metrics: Sequence[Metric]) -> dict:
 def _read_rows(path):
   """({None: the row of cfg.evaluate}, or {w: row} of a sweep; their metrics)."""
   try:
-    content = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+    content = files.read_json(path)
     metrics = table.from_json(content["metrics"])
     if "rows" not in content:
       return {None: content}, metrics

@@ -12,7 +12,6 @@ decides what is restored.
 import contextlib
 import functools
 import hashlib
-import json
 import logging
 import pathlib
 import shutil
@@ -294,11 +293,14 @@ class Checkpoints:
     if not path.exists():
       return f"its manifest {path.name} is not there"
     try:
-      recorded = json.loads(path.read_text())
-    except ValueError:
+      recorded = files.read_json(path)
+    except (OSError, ValueError):
       return f"its manifest {path.name} is not JSON"
+    if not isinstance(recorded, dict):
+      return f"its manifest {path.name} is no table of hashes"
     found = _hash_files(self._dir / str(step))
-    wrong = sorted(name for name in recorded if found.get(name) != recorded[name])
+    names = recorded.keys() | found.keys()
+    wrong = sorted(name for name in names if found.get(name) != recorded.get(name))
     return f"content differs from its hash: {', '.join(wrong)}" if wrong else None
 
 
@@ -316,9 +318,11 @@ def read_meta(workdir: str | pathlib.Path) -> dict[str, Any] | None:
   folder = directory(workdir)
   for step in sorted(_steps(folder), reverse=True):
     try:
-      return json.loads((folder / str(step) / META / "metadata").read_text())
+      meta = files.read_json(folder / str(step) / META / "metadata")
     except (OSError, ValueError):
       continue
+    if isinstance(meta, dict):
+      return meta
   return None
 
 

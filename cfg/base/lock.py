@@ -3,7 +3,6 @@
 import contextlib
 import datetime
 import fcntl
-import json
 import os
 import pathlib
 import socket
@@ -100,7 +99,7 @@ class Lock:
   def _holder(self):
     """Who the file says it is, or None; a file that cannot be read is of nobody who lives."""
     try:
-      holder = json.loads(self._path.read_text(encoding="utf-8"))
+      holder = files.read_json(self._path)
     except FileNotFoundError:
       return None
     except ValueError:

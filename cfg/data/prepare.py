@@ -71,8 +71,14 @@ def _finished(path):
   """The note of a shard that is there as it was written, else None."""
   if not (path.is_file() and _note(path).is_file()):
     return None
-  note = json.loads(_note(path).read_text(encoding="utf-8"))
-  return note if records.sha256(path) == note["sha256"] else None
+  try:
+    note = files.read_json(_note(path))
+    whole = note["sha256"] == records.sha256(path) and note["file"] == path.name
+    labels, rejected = note["labels"], dict(note["rejected"])
+    whole = whole and all(type(label) is int for label in labels) and note["count"] == len(labels)
+    return note if whole and all(isinstance(why, str) for why in rejected.values()) else None
+  except (OSError, ValueError, KeyError, TypeError):
+    return None
 
 
 def prepare(
@@ -155,7 +161,14 @@ def _claim(out, plan):
     raise UserError(f"{str(out)!r} cannot be made ({e.strerror}): choose another folder.") from e
   path = out / PLAN
   if path.is_file():
-    if json.loads(path.read_text(encoding="utf-8"))["plan_sha256"] != plan["plan_sha256"]:
+    try:
+      theirs = files.read_json(path)["plan_sha256"]
+    except (OSError, ValueError, KeyError, TypeError) as e:
+      raise UserError(
+        f"{str(path)!r}, the plan of a part that was prepared, is damaged ({e}): remove the folder "
+        f"and prepare it again."
+      ) from e
+    if theirs != plan["plan_sha256"]:
       raise UserError(
         f"{str(out)!r} holds a part of another preparation (other images or settings): choose "
         f"another folder, or remove it."

@@ -376,7 +376,7 @@ def _kept_or_made(workdir, about, measure, *, what):
 def _read(path):
   """The content of a file that was kept; None if it is not there, or damaged."""
   try:
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = files.read_json(path)
   except (OSError, ValueError):
     return None
   return content if isinstance(content, dict) and "about" in content else None

@@ -1,10 +1,11 @@
 """Numbers as text: tables of a sweep and of given images, and the paper's beside."""
 
-import json
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+from cfg.base import files
+from cfg.base.errors import UserError
 from cfg.metrics.metric import HELDOUT, TRAIN, Metric, fact, roles
 
 INCEPTION = "inception"
@@ -60,9 +61,19 @@ def strength_name(w: float) -> str:
 
 
 def read(workdir) -> dict | None:
-  """The content of sweep.json, or None."""
+  """The content of sweep.json, or None; UserError if it is damaged."""
   path = pathlib.Path(workdir) / "sweep.json"
-  return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+  if not path.exists():
+    return None
+  try:
+    content = files.read_json(path)
+    if not isinstance(content, dict) or not {"rows", "metrics"} <= content.keys():
+      raise ValueError("it has no rows")
+  except (OSError, ValueError) as e:
+    raise UserError(
+      f"{str(path)!r} is not what a sweep wrote ({e}): remove it, and sweep again."
+    ) from e
+  return content
 
 
 def symbol_of(rows: Iterable[Mapping]) -> str:

@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from cfg.base import fields
+from cfg.base import fields, files
 from cfg.base.config import ConfigDict
 from cfg.base.errors import UserError
 from cfg.guidance import MAIN
@@ -58,7 +58,13 @@ class Variant:
     path = self.path(w, ".json")
     if not path.exists() or not self.path(w, ".npz").exists():
       return None
-    return json.loads(path.read_text(encoding="utf-8"))
+    try:
+      row = files.read_json(path)
+      if not isinstance(row, dict):
+        raise ValueError("it is no row")
+    except (OSError, ValueError) as e:
+      raise UserError(f"{str(path)!r} is damaged ({e}): remove it, and sweep again.") from e
+    return row
 
   def finished(self, w: float) -> dict[str, Any]:
     """The row of strength w, which is there."""
