@@ -49,13 +49,15 @@ INSIDE = {
   ),
   "models": "networks; unet classifier; backbone; layers; inception judge cifar_resnet",
   "data": "prepare pipeline; sources; tfds; preparing; records recipes decode synthetic dataset",
-  "data.preparing": "inputs; class_folders; cifar10 dataset_json imagenet; trees; parts layout",
+  "data.preparing": (
+    "inputs; class_folders; cifar10 dataset_json imagenet; trees; parts layout tars"
+  ),
   "metrics": (
     "summary reference; paired gauge meter; scores pairwise calibration sliced; statistics; metric"
   ),
   "base": (
     "preflight; config; cli checkpoint images sharding logs pickles fields lock; defaults; files "
-    "trees runtime optim flops paths progress supervise; rendezvous; hosts; errors"
+    "trees runtime optim flops paths progress supervise; rendezvous; hosts untrusted; errors"
   ),
   "": "losses sampling rules mixtures; guidance limits particles; diffusion schedules",
 }

@@ -297,12 +297,14 @@ class Checkpoints:
     if not path.exists():
       return f"its manifest {path.name} is not there"
     try:
-      recorded = dict(files.read_json(path))
-    except (ValueError, TypeError):
-      return f"its manifest {path.name} is not JSON, or no table of hashes"
+      recorded = files.read_json(path)
+    except (OSError, ValueError):
+      return f"its manifest {path.name} is not JSON"
+    if not isinstance(recorded, dict):
+      return f"its manifest {path.name} is no table of hashes"
     found = _hash_files(self._dir / str(step))
-    every = recorded.keys() | found.keys()
-    wrong = sorted(name for name in every if found.get(name) != recorded.get(name))
+    names = recorded.keys() | found.keys()
+    wrong = sorted(name for name in names if found.get(name) != recorded.get(name))
     return f"content differs from its hash: {', '.join(wrong)}" if wrong else None
 
 
@@ -320,9 +322,11 @@ def read_meta(workdir: str | pathlib.Path) -> dict[str, Any] | None:
   folder = directory(workdir)
   for step in sorted(_steps(folder), reverse=True):
     try:
-      return files.read_json(folder / str(step) / META / "metadata")
+      meta = files.read_json(folder / str(step) / META / "metadata")
     except (OSError, ValueError):
       continue
+    if isinstance(meta, dict):
+      return meta
   return None
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
-from cfg.base import defaults, fields, trees
+from cfg.base import defaults, fields, trees, untrusted
 from cfg.base.errors import UserError
 
 # these may change while a run goes on, or after it: they alter how far, how fast and how
@@ -40,6 +40,9 @@ def to_json(config: ConfigDict) -> dict[str, Any]:
 def from_json(values: Mapping[str, Any]) -> ConfigDict:
   """The ConfigDict of what `to_json` gave, by this version or an earlier one (base.defaults); lists
   become tuples again.
+
+  Raises:
+    UserError: it is damaged.
   """
 
   def restore(value):
@@ -49,7 +52,13 @@ def from_json(values: Mapping[str, Any]) -> ConfigDict:
       return config_dict.placeholder(object)  # so that it can be overridden
     return tuple(map(restore, value)) if isinstance(value, list) else value
 
-  return ConfigDict(restore(defaults.complete(values)))
+  try:
+    with untrusted.reading():
+      return ConfigDict(restore(defaults.complete(values)))
+  except ValueError as e:
+    raise UserError(
+      f"the config that the network was stored with is damaged ({e}): restore it from a copy."
+    ) from e
 
 
 def ema_name(ema_decay: float) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import tensorboardX
 
-from cfg.base import files, hosts
+from cfg.base import files, hosts, untrusted
 
 
 class MetricsLog:
@@ -94,7 +94,7 @@ def _read_records(path: pathlib.Path) -> Iterator[dict[str, Any]]:
   """The records of metrics.jsonl, less what is none: the line that a kill cut short."""
   for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
     try:
-      record = files.parse_json(line)
+      record = untrusted.parse_json(line)
     except ValueError:
       continue
     if isinstance(record, dict) and isinstance(record.get("step"), int):

@@ -9,10 +9,13 @@ which executes nothing.
 import collections
 import pickletools
 
+from cfg.base import untrusted
 from cfg.base.errors import UserError
 
 MAX_OPCODES = 5_000_000
 MAX_NAME = 4096  # of an array, its dicts' keys joined
+MAX_NAMES = 2**26  # characters of all names together, also of those that are entered again
+MAX_COPIED = 2**28  # bytes that functions may make of what is there already, about
 
 CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 NUMBERS_AND_TEXT = {
@@ -61,6 +64,7 @@ class _Machine:
     self._globals = {**COMMON_GLOBALS, **globals_}
     self._persistent_load = persistent_load
     self._stack, self._marks, self._memo = [], [], {}
+    self._left = MAX_COPIED
 
   def step(self, name, arg):
     """Execute one opcode."""
@@ -174,7 +178,8 @@ class _Machine:
       not (isinstance(module, str) and isinstance(name, str)) or (module, name) not in self._globals
     ):
       raise Refused(
-        f"it asks for {module}.{name}, which is not on the list of those that weights and data need"
+        f"it asks for {shown(module)}.{shown(name)}, which is not on the list of those that "
+        f"weights and data need"
       )
     self._stack.append(_Global(self._globals[module, name], f"{module}.{name}"))
 
@@ -182,6 +187,13 @@ class _Machine:
     args, target = self._pop(), self._pop()
     if not isinstance(target, _Global) or not isinstance(args, tuple):
       raise Refused("the pickle calls something that is not a function")
+    for given in args:  # a function may copy it, and be called with it over and over
+      if isinstance(given, str | bytes):
+        self._left -= len(given)
+      elif isinstance(given, list | tuple | dict):
+        self._left -= 64 * len(given)
+    if self._left < 0:
+      raise Refused("it makes far more than it holds")
     try:
       self._stack.append(target.function(*args))
     except Refused:
@@ -204,6 +216,21 @@ class _Machine:
     self._stack.append(self._persistent_load(self._pop()))
 
 
+def shown(value):
+  """A value in a message: text and numbers in short, of others the type, as what holds others may
+  be nested without end.
+  """
+  if isinstance(value, str):
+    return value if len(value) <= 60 else f"{value[:60]}..."
+  if isinstance(value, bytes | float | bool | None):
+    return repr(value)[:60]
+  if isinstance(value, int):
+    return str(value) if value.bit_length() < 128 else "a huge number"
+  if isinstance(value, tuple) and len(value) <= 16 and all(type(n) is int for n in value):
+    return f"({', '.join(map(shown, value))})"
+  return f"a {type(value).__name__}"
+
+
 def load(file, *, globals_=None, persistent_load=None):
   """The object in a pickle, without executing it.
 
@@ -219,17 +246,14 @@ def load(file, *, globals_=None, persistent_load=None):
   """
   machine = _Machine(globals_=globals_ or {}, persistent_load=persistent_load)
   try:
-    for count, (opcode, arg, _) in enumerate(pickletools.genops(file)):
-      if opcode.name == "STOP":
-        return machine.result()
-      if count >= MAX_OPCODES:
-        raise Refused(f"it has more than {MAX_OPCODES:,} instructions")
-      machine.step(opcode.name, arg)
-  except (
-    ValueError,
-    OverflowError,
-    MemoryError,
-  ) as e:  # pickletools' own, for bytes that are no pickle
+    with untrusted.reading():
+      for count, (opcode, arg, _) in enumerate(pickletools.genops(file)):
+        if opcode.name == "STOP":
+          return machine.result()
+        if count >= MAX_OPCODES:
+          raise Refused(f"it has more than {MAX_OPCODES:,} instructions")
+        machine.step(opcode.name, arg)
+  except ValueError as e:  # pickletools' own, for bytes that are no pickle
     raise Refused(f"it is not a whole pickle ({e})") from e
   raise Refused("it is not a whole pickle")
 
@@ -240,9 +264,10 @@ def find_arrays(tree, kind, *, prefix="", separator="."):
   A dict that is there more than once, or inside itself, is entered once.
 
   Raises:
-    Refused: a name of more than MAX_NAME characters.
+    Refused: a name of more than MAX_NAME characters, or names of more than MAX_NAMES together.
   """
   found, pending, seen = {}, collections.deque([(prefix, tree)]), set()
+  left = MAX_NAMES
   while pending:
     name, node = pending.popleft()
     if len(name) > MAX_NAME:
@@ -251,9 +276,13 @@ def find_arrays(tree, kind, *, prefix="", separator="."):
       if id(node) in seen:
         continue
       seen.add(id(node))
-      pending.extend(
-        (f"{name}{separator}{key}" if name else str(key), value) for key, value in node.items()
-      )
+      for key, value in node.items():
+        if isinstance(value, dict | kind):
+          inside = f"{name}{separator}{key}" if name else str(key)
+          pending.append((inside, value))
+          left -= len(inside)
+          if left < 0:
+            raise Refused("its names together are far longer than names of arrays are")
     elif isinstance(node, kind):
       found[name] = node
   return found

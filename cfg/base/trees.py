@@ -4,6 +4,8 @@ import hashlib
 
 import numpy as np
 
+MOST_NESTED = 100
+
 
 def flatten(tree, *, separator="/", prefix=""):
   """{"cond/dense0/kernel": leaf, ...} of nested dicts; an empty one is a leaf."""
@@ -18,13 +20,19 @@ def flatten(tree, *, separator="/", prefix=""):
 
 
 def unflatten(flat, *, separator="/"):
-  """The inverse of `flatten`."""
+  """The inverse of `flatten`; ValueError for names that no nested dicts have."""
   tree = {}
   for name, value in flat.items():
     *parents, leaf = name.split(separator)
+    if len(parents) > MOST_NESTED:
+      raise ValueError(f"{name[:40]}... is nested more than {MOST_NESTED} deep")
     node = tree
     for parent in parents:
       node = node.setdefault(parent, {})
+      if not isinstance(node, dict):
+        raise ValueError(f"{name} and {parent} of it are both there")
+    if leaf in node:
+      raise ValueError(f"{name} and something in it are both there")
     node[leaf] = value
   return tree
 

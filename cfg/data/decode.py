@@ -1,6 +1,7 @@
 """Image files to upright RGB pixels."""
 
 import os
+import warnings
 from typing import BinaryIO
 
 import numpy as np
@@ -9,6 +10,9 @@ from PIL import ExifTags, Image
 from cfg.base.errors import UserError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+# Pillow's names of these: it knows others, one of which runs a program (EPS)
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+MOST_PIXELS = 89_478_485  # where Pillow warns: a quarter of 2^30 bytes in RGB
 # how pixels are turned upright, by the orientation that EXIF 2.32 (4.6.4 A) numbers from 1
 UPRIGHT = {
   2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -37,11 +41,23 @@ def read_rgb(file: str | os.PathLike | BinaryIO, *, name: str | None = None) -> 
     UserError: no image, a damaged one, or one of floating-point pixels; names the file.
   """
   try:
-    with Image.open(file) as image:
+    with _opened(file) as image:
       image.load()  # before its EXIF is read: Pillow itself turns a TIFF upright, and says so there
       return _pixels(_upright(image))
   except Exception as e:  # noqa: BLE001  decoders raise whatever they like at damaged files
     raise unreadable(name or file, e) from e
+
+
+def _opened(file):
+  """Pillow's image of a file; ValueError if it would have more than MOST_PIXELS."""
+  with warnings.catch_warnings():
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+    image = Image.open(file, formats=FORMATS)
+  width, height = image.size
+  if width * height > MOST_PIXELS:
+    image.close()
+    raise ValueError(f"it would have {width} x {height} pixels")
+  return image
 
 
 def _upright(image):
@@ -59,7 +75,7 @@ def _upright(image):
 
 def _pixels(image):
   if image.mode.startswith("I"):  # Pillow's own conversion would cut 16 bits at 255
-    high = np.clip(np.asarray(image).astype(np.int64) >> 8, 0, 255).astype(np.uint8)
+    high = np.clip(np.asarray(image) >> 8, 0, 255).astype(np.uint8)
     return np.repeat(high[:, :, None], 3, axis=2)
   if image.mode == "F":
     raise ValueError("its pixels are floating-point numbers")
@@ -69,7 +85,7 @@ def _pixels(image):
 def check_header(file: str | os.PathLike | BinaryIO, *, name: str | None = None) -> None:
   """Raise UserError unless Pillow knows the file as an image; its pixels are not decoded."""
   try:
-    with Image.open(file):
+    with _opened(file):
       pass
   except Exception as e:  # noqa: BLE001  as above
     raise unreadable(name or file, e) from e

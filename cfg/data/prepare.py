@@ -73,8 +73,11 @@ def _finished(path):
     return None
   try:
     note = files.read_json(_note(path))
-    return note if records.sha256(path) == note["sha256"] else None
-  except (ValueError, KeyError, TypeError):  # a damaged note: the shard is written again
+    whole = note["sha256"] == records.sha256(path) and note["file"] == path.name
+    labels, rejected = note["labels"], dict(note["rejected"])
+    whole = whole and all(type(label) is int for label in labels) and note["count"] == len(labels)
+    return note if whole and all(isinstance(why, str) for why in rejected.values()) else None
+  except (OSError, ValueError, KeyError, TypeError):
     return None
 
 
@@ -160,8 +163,11 @@ def _claim(out, plan):
   if path.is_file():
     try:
       theirs = files.read_json(path)["plan_sha256"]
-    except (ValueError, KeyError, TypeError) as e:
-      raise UserError(f"{str(path)!r} is damaged ({e}): remove {str(out)!r}.") from e
+    except (OSError, ValueError, KeyError, TypeError) as e:
+      raise UserError(
+        f"{str(path)!r}, the plan of a part that was prepared, is damaged ({e}): remove the folder "
+        f"and prepare it again."
+      ) from e
     if theirs != plan["plan_sha256"]:
       raise UserError(
         f"{str(out)!r} holds a part of another preparation (other images or settings): choose "

@@ -15,7 +15,7 @@ import struct
 
 import numpy as np
 
-from cfg.base import files
+from cfg.base import files, untrusted
 from cfg.base.errors import UserError
 from cfg.base.progress import Progress
 
@@ -69,13 +69,26 @@ class RecordSource:
   def __post_init__(self):
     import grain  # it imports JAX, which preparing does without
 
-    object.__setattr__(self, "_records", grain.sources.ArrayRecordDataSource(list(self.paths)))
+    records = grain.sources.ArrayRecordDataSource(list(self.paths))
+    if len(records) != len(self.labels):
+      raise ValueError(f"{len(records)} records and {len(self.labels)} labels")
+    object.__setattr__(self, "_records", records)
 
   def __len__(self):
     return len(self.labels)
 
   def __getitem__(self, i):
-    return decode(self._records[int(i)], self.shape)
+    try:
+      with untrusted.reading():
+        example = decode(self._records[int(i)], self.shape)
+        if example["label"] != self.labels[i]:
+          raise ValueError(f"its label is {example['label']}, {LABELS} has {self.labels[i]}")
+        return example
+    except (OSError, ValueError) as e:
+      raise UserError(
+        f"record {int(i)} of {self.paths[0]!r} and those beside it is damaged ({e}): prepare the "
+        f"data set again, or copy it again."
+      ) from e
 
 
 def read_manifest(folder):
@@ -98,6 +111,7 @@ def read_manifest(folder):
         f"{str(path)!r} is of format {manifest['format']!r}, not {FORMAT!r}: prepare the data set "
         f"again."
       )
+    _check_manifest(manifest)
     wrong = [
       shard["file"]
       for split in manifest["splits"].values()
@@ -105,7 +119,7 @@ def read_manifest(folder):
       if not (folder / shard["file"]).is_file()
       or (folder / shard["file"]).stat().st_size != shard["bytes"]
     ]
-  except (ValueError, KeyError, TypeError, AttributeError) as e:
+  except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
     raise UserError(
       f"{str(path)!r} is not a manifest of a prepared data set ({e}): prepare it again."
     ) from e
@@ -117,12 +131,51 @@ def read_manifest(folder):
   return manifest
 
 
+def _check_manifest(manifest):
+  """Raise ValueError, KeyError or TypeError for what `prepare` never writes."""
+  shape, names = manifest["image_shape"], manifest["class_names"]
+  texts = [manifest[name] for name in ("name", "plan_sha256", "labels_sha256")]
+  if not all(isinstance(text, str) for text in [*texts, *names]) or not names:
+    raise ValueError("its names or hashes are no text")
+  if len(shape) != 3 or not all(type(n) is int and 0 < n < 2**16 for n in shape):
+    raise ValueError(f"its image_shape is {shape}")
+  if "train" not in manifest["splits"]:
+    raise ValueError("it has no split train")
+  for split in manifest["splits"].values():
+    for shard in split["shards"]:
+      name = shard["file"]
+      if pathlib.PurePath(name).name != name or name in ("", ".."):
+        raise ValueError(f"it names {name!r}, which is no file in its folder")
+      if type(shard["count"]) is not int or not isinstance(shard["sha256"], str):
+        raise ValueError(f"it does not tell the count and the hash of {name!r}")
+
+
 def open_split(folder, manifest, split):
-  """The RecordSource of a split."""
+  """The RecordSource of a split.
+
+  Raises:
+    UserError: the labels are not those of the manifest, or the shards cannot be opened.
+  """
   folder = pathlib.Path(folder).expanduser()
-  labels = files.read_npz(folder / LABELS)[split]
-  paths = tuple(str(folder / shard["file"]) for shard in manifest["splits"][split]["shards"])
-  return RecordSource(paths, labels, tuple(manifest["image_shape"]))
+  shards = manifest["splits"][split]["shards"]
+  damaged = "prepare the data set again, or copy it again."
+  try:
+    found = sha256(folder / LABELS)
+    labels = files.read_npz(folder / LABELS)[split] if found == manifest["labels_sha256"] else None
+  except (OSError, ValueError, KeyError) as e:
+    raise UserError(f"{LABELS} in {str(folder)!r} cannot be read ({e}): {damaged}") from e
+  if labels is None or labels.shape != (sum(shard["count"] for shard in shards),):
+    raise UserError(f"{LABELS} in {str(folder)!r} is not what its manifest says: {damaged}")
+  if labels.dtype != np.int32 or not 0 <= labels.min() <= labels.max() < len(
+    manifest["class_names"]
+  ):
+    raise UserError(f"{LABELS} in {str(folder)!r} has labels of no class: {damaged}")
+  paths = tuple(str(folder / shard["file"]) for shard in shards)
+  try:
+    with untrusted.reading():
+      return RecordSource(paths, labels, tuple(manifest["image_shape"]))
+  except (OSError, ValueError) as e:
+    raise UserError(f"a shard in {str(folder)!r} cannot be opened ({e}): {damaged}") from e
 
 
 def verify(folder):

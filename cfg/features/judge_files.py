@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from cfg.base import config as config_lib
-from cfg.base import files, optim, sharding, trees
+from cfg.base import files, optim, sharding, trees, untrusted
 from cfg.base.errors import UserError
 from cfg.base.progress import Progress
 from cfg.data import pipeline
@@ -203,14 +203,17 @@ def _read(path, identity):
     return None
   try:
     arrays = files.read_npz(path)
-    info = files.parse_json(str(arrays.pop("info")))
+    info = untrusted.parse_json(str(arrays.pop("info")))
+    needed = {"identity", "data_name", "weights_sha256", "heldout_accuracy"}
+    if not isinstance(info, dict) or not needed <= info.keys():
+      raise ValueError("its info is not what was written")
+    params = trees.unflatten(arrays)
   except (OSError, ValueError, KeyError) as e:
     log.warning("%s cannot be used (%s): the judge is trained anew", path, e)
     return None
-  if info.get("identity") != identity:
+  if info["identity"] != identity:
     log.info("%s was made for another config: the judge is trained anew", path)
     return None
-  params = trees.unflatten(arrays)
   if trees.tree_hash(params) != info["weights_sha256"]:
     log.warning("%s differs from its hash: the judge is trained anew", path)
     return None
@@ -221,7 +224,7 @@ def _read_accuracy(path, identity):
   """What `published` wrote, or None if it is not there, not whole, or of other data."""
   try:
     stored = files.read_json(path)
-    return stored if stored["identity"] == identity else None
+    return stored if stored["identity"] == identity and "heldout_accuracy" in stored else None
   except (OSError, ValueError, KeyError, TypeError):
     return None
 

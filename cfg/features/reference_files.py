@@ -2,14 +2,12 @@
 
 import dataclasses
 import pathlib
-import tarfile
-import zipfile
 from collections.abc import Iterable, Iterator
 
 import numpy as np
 
 from cfg.base.errors import UserError
-from cfg.data.preparing import inputs
+from cfg.data.preparing import inputs, trees
 from cfg.data.preparing.inputs import Images
 from cfg.features.extractor import Extractor, Metric
 from cfg.features.placed import PlacedExtractor
@@ -101,7 +99,7 @@ def open_images(path) -> Images:
   if not path.exists():
     raise UserError(f"{str(path)!r} was not found.")
   known = path.is_dir() or path.suffix == ".npz"
-  if not known and not zipfile.is_zipfile(path) and not tarfile.is_tarfile(path):
+  if not known and not trees.is_archive(path):
     raise UserError(
       f"{str(path)!r} is no set of images: give an .npz with arr_0 (uint8 [N,H,W,3]), a folder, "
       "zip or tar of images, or a prepared data set."

@@ -26,4 +26,4 @@ def get_config(workdir: str) -> ConfigDict:
       f"there is no network in {str(folder)!r}: give a config, --config=configs/digits.py for "
       f"example, or the --workdir of a trained model."
     )
-  return config_lib.from_json(meta["config"])
+  return config_lib.from_json(meta.get("config", {}))

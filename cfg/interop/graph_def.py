@@ -67,7 +67,7 @@ def parse(content):
   graph = message_class("GraphDef")()
   try:
     graph.ParseFromString(content)
-  except message.DecodeError as e:
+  except (message.DecodeError, ValueError) as e:
     raise UserError(f"it is no frozen TensorFlow graph, or is damaged ({e}).") from e
   if not graph.node:
     raise UserError("it has no node of a TensorFlow graph.")
@@ -88,7 +88,7 @@ def constant(nodes, name, *, shape):
   if tensor.dtype != DT_FLOAT or found != shape:
     raise UserError(
       f"its constant {name} is not float32 of shape {shape} (but type {tensor.dtype}, shape "
-      f"{found})."
+      f"{found[:8]})."
     )
   if tensor.tensor_content:
     values = np.frombuffer(tensor.tensor_content[: len(tensor.tensor_content) // 4 * 4], "<f4")

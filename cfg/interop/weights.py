@@ -12,7 +12,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from cfg.base import files, trees
+from cfg.base import files, trees, untrusted
 from cfg.base.errors import UserError
 
 FORMAT = "cfg-1"
@@ -60,7 +60,7 @@ def read_meta(path):
 def _opened(path):
   path = pathlib.Path(path)
   try:
-    with safetensors.safe_open(path, framework="np") as file:
+    with untrusted.reading(), safetensors.safe_open(path, framework="np") as file:
       about = file.metadata() or {}
       if about.get("format") != FORMAT:
         raise UserError(
@@ -69,12 +69,28 @@ def _opened(path):
           f"not {FORMAT!r}. Files of this project are made by --mode=export and python -m "
           f"cfg.interop.adm."
         )
-      meta = files.parse_json(about["meta"])
+      meta = untrusted.parse_json(about["meta"])
+      if not isinstance(meta, dict):
+        raise ValueError("its meta is no table")
       missing = [name for name in NEEDED if name not in meta]
       if missing:
         raise UserError(f"the weights file {str(path)!r} does not tell its {', '.join(missing)}.")
+      _check_meta(meta)
       yield file, meta
-  except (OSError, safetensors.SafetensorError, KeyError, ValueError) as e:
+  except (OSError, ValueError) as e:
     raise UserError(
       f"cannot read weights from {str(path)!r} ({e}): the file is missing or damaged."
     ) from e
+
+
+def _check_meta(meta):
+  """Raise ValueError for facts of other kinds than `write` is given."""
+  shape, names = meta["image_shape"], meta["class_names"]
+  if not isinstance(meta["config"], dict) or not isinstance(meta["data_name"], str):
+    raise ValueError("its config or data_name is none")
+  if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+    raise ValueError("its class_names are no list of names")
+  if not isinstance(shape, list) or len(shape) != 3 or not all(type(n) is int for n in shape):
+    raise ValueError("its image_shape is none")
+  if min(shape) < 1 or type(meta["step"]) is not int or not 0 <= float(meta["ema"]) < 1:
+    raise ValueError("its image_shape, step or ema is none")

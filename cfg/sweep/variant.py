@@ -63,7 +63,7 @@ class Variant:
       return None
     try:
       row = files.read_json(path)
-    except ValueError as e:
+    except (OSError, ValueError) as e:
       row, why = None, str(e)
     else:
       why = "it is no row of this strength"

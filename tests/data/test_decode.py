@@ -96,10 +96,10 @@ def test_whatever_a_decoder_raises_names_the_file(tmp_path, monkeypatch, error):
     (tmp_path / "in" / name / f"{name}.jpg").write_bytes(jpeg(photo()))
   whole = Image.open
 
-  def broken(file):
+  def broken(file, **options):
     if str(getattr(file, "name", file)).endswith("b.jpg"):
       raise error("from the depths")
-    return whole(file)
+    return whole(file, **options)
 
   monkeypatch.setattr(decode.Image, "open", broken)
   for function in (decode.read_rgb, decode.check_header):

@@ -1,12 +1,12 @@
 """CIFAR-10 as published: the binary and the python archive, as they come or extracted."""
 
 import io
-import tarfile
 
 import numpy as np
 
 from cfg.base import pickles
 from cfg.base.errors import UserError
+from cfg.data.preparing import tars
 from cfg.data.preparing.parts import Arrays, Input
 
 BINARY, PYTHON = "batches.meta.txt", "batches.meta"
@@ -20,14 +20,13 @@ def compressed(path):
     return None
   found, size = {}, 0
   try:
-    with tarfile.open(path, "r:gz") as archive:
-      for member in archive:
-        size += member.size
-        if size > LARGEST:
-          return None
-        if member.isfile():
-          found[member.name.split("/")[-1]] = archive.extractfile(member).read()
-  except (OSError, tarfile.TarError, EOFError) as e:
+    for member, read in tars.gzipped(path, most=2 * LARGEST):
+      size += member.size
+      if size > LARGEST:
+        return None
+      if member.isfile():
+        found[member.name.split("/")[-1]] = read()
+  except (OSError, ValueError) as e:
     raise UserError(
       f"the archive {str(path)!r} cannot be read ({e}): it may be cut short. Get it again."
     ) from e
@@ -45,7 +44,7 @@ def from_files(names, read, *, where):
   elif PYTHON in names and TRAIN[0] in names:
     suffix, class_names, batch = (
       "",
-      lambda: list(map(text, unpickle(read(PYTHON))["label_names"])),
+      lambda: _names(unpickle(read(PYTHON))["label_names"]),
       python_batch,
     )
   else:
@@ -57,6 +56,8 @@ def from_files(names, read, *, where):
       images, labels = [], []
       for name in batches:
         pixels, numbers = batch(read(name + suffix))
+        if len(set(classes)) < len(classes):
+          raise ValueError("two classes have one name")
         if numbers.max() >= len(classes):
           raise ValueError(f"a label is {numbers.max()}, and there are {len(classes)} classes")
         images.append(pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
@@ -85,17 +86,27 @@ def python_batch(raw):
   content = unpickle(raw)
   if not isinstance(content["data"], _Bytes):
     raise ValueError("its data are no array")
-  pixels, labels = content["data"].array(), np.asarray(content["labels"])
+  labels = content["labels"]
+  # before numpy enters what a list may hold
+  if not isinstance(labels, list) or not all(type(n) is int and 0 <= n < 256 for n in labels):
+    raise ValueError("its labels are no list of numbers from 0 to 255")
+  pixels, labels = content["data"].array(), np.asarray(labels)
   if (
     pixels.ndim != 2
     or pixels.shape[1] != 3072
     or labels.shape != pixels.shape[:1]
-    or labels.dtype.kind != "i"
     or not len(labels)
-    or labels.min() < 0
   ):
     raise ValueError(f"it has images {pixels.shape} and labels {labels.dtype}{list(labels.shape)}")
   return pixels, labels
+
+
+def _names(value):
+  """The names of classes in a pickle."""
+  names = [text(name) for name in value] if isinstance(value, list) else []
+  if not names or not all(isinstance(name, str) for name in names):
+    raise ValueError("it has no list of names")
+  return names
 
 
 def text(value):
@@ -110,7 +121,10 @@ def unpickle(raw):
   content = pickles.load(io.BytesIO(raw), globals_=GLOBALS)
   if not isinstance(content, dict):
     raise pickles.Refused("it is not a dict")
-  return {text(key): value for key, value in content.items()}
+  try:
+    return {text(key): value for key, value in content.items()}
+  except UnicodeDecodeError as e:
+    raise pickles.Refused(f"it has a key that is no text ({e})") from e
 
 
 class _Dtype:
@@ -118,7 +132,7 @@ class _Dtype:
 
   def __init__(self, name, *_):
     if text(name) not in ("u1", "|u1", "uint8"):
-      raise pickles.Refused(f"it has an array of {name!r}, not of bytes")
+      raise pickles.Refused(f"it has an array of {pickles.shown(name)}, not of bytes")
 
   def set_state(self, state):
     """Byte order and the like: a byte has none."""

@@ -6,7 +6,7 @@ folders there are shards of a thousand images, and mean nothing.
 
 from collections.abc import Mapping
 
-from cfg.base import files
+from cfg.base import untrusted
 from cfg.base.errors import UserError
 from cfg.data import decode
 from cfg.data.preparing.parts import Input, check_labels
@@ -40,7 +40,7 @@ def _labels(tree):
   if NAME not in tree.places:
     raise UserError(f"{tree.where!r} has no {NAME}, as the training images have.")
   try:
-    content = files.parse_json(tree.read(NAME))
+    content = untrusted.parse_json(tree.read(NAME))
   except (OSError, ValueError) as e:
     raise UserError(f"{where} cannot be read ({e}): get it again.") from e
   labels = content.get("labels") if isinstance(content, dict) else None

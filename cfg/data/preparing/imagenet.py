@@ -5,12 +5,12 @@ import functools
 import io
 import pathlib
 import re
-import tarfile
 
 import numpy as np
 
+from cfg.base import untrusted
 from cfg.base.errors import UserError
-from cfg.data.preparing import layout, trees
+from cfg.data.preparing import layout, tars, trees
 from cfg.data.preparing.parts import Input
 
 TRAIN_TAR, VAL_TAR, DEVKIT = (
@@ -20,6 +20,8 @@ TRAIN_TAR, VAL_TAR, DEVKIT = (
 )
 KAGGLE_TRAIN = re.compile(r"^(.*?)Data/CLS-LOC/train/")
 KAGGLE_VAL_LABELS = "LOC_val_solution.csv"
+LARGEST = 2**28  # bytes of the development kit unpacked; it has 3 million
+LARGEST_PART = 2**20
 
 
 @functools.cache
@@ -100,12 +102,13 @@ def kaggle(tree):
   labels = next((name for name in tree.names if name.split("/")[-1] == KAGGLE_VAL_LABELS), None)
   if val.names and labels:
     try:
-      rows = csv.DictReader(io.StringIO(tree.read(labels).decode("utf-8")))
-      known = {f"{row['ImageId']}.JPEG": row["PredictionString"].split()[0] for row in rows}
-    except (OSError, ValueError, KeyError, IndexError, AttributeError) as e:
+      with untrusted.reading():
+        rows = csv.DictReader(io.StringIO(tree.read(labels).decode("utf-8")))
+        known = {f"{row['ImageId']}.JPEG": row["PredictionString"].split()[0] for row in rows}
+    except (OSError, ValueError) as e:
       raise UserError(
         f"{labels} of {str(tree.path)!r} is not Kaggle's table of boxes, or is damaged "
-        f"({type(e).__name__}: {e}): get it again."
+        f"({e}): get it again."
       ) from e
     splits["val"] = _flat(val, known, list(classes))
   elif val.names:
@@ -136,16 +139,18 @@ def devkit_labels(path):
   from scipy import io as scipy_io  # for this file alone
 
   try:
-    with tarfile.open(path, "r:gz") as archive:
-      read = lambda ending: archive.extractfile(
-        next(m for m in archive.getmembers() if m.name.endswith(ending))
-      ).read()
-      numbers = [int(line) for line in read("data/ILSVRC2012_validation_ground_truth.txt").split()]
-      meta = scipy_io.loadmat(io.BytesIO(read("data/meta.mat")), squeeze_me=True)["synsets"]
-    synset = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in meta}
-    return [synset[number] for number in numbers]
-  except (OSError, tarfile.TarError, StopIteration, KeyError, ValueError, TypeError, EOFError) as e:
+    with untrusted.reading():
+      wanted = ("data/ILSVRC2012_validation_ground_truth.txt", "data/meta.mat")
+      found = {}
+      for member, read in tars.gzipped(path, most=LARGEST):
+        ending = next((name for name in wanted if member.name.endswith(name)), None)
+        if ending and member.isfile() and member.size <= LARGEST_PART:
+          found[ending] = read()
+      numbers = [int(line) for line in found[wanted[0]].split()]
+      meta = scipy_io.loadmat(io.BytesIO(found[wanted[1]]), squeeze_me=True)["synsets"]
+      synset = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in meta}
+      return [synset[number] for number in numbers]
+  except (OSError, ValueError) as e:
     raise UserError(
-      f"{str(path)!r} is not the development kit of ILSVRC2012, or is damaged ({type(e).__name__}: "
-      f"{e}): get it again."
+      f"{str(path)!r} is not the development kit of ILSVRC2012, or is damaged ({e}): get it again."
     ) from e

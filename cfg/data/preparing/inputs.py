@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from cfg.base import files
+from cfg.base import files, untrusted
 from cfg.base.errors import UserError
 from cfg.base.paths import user_path
 from cfg.data import decode, records
@@ -145,7 +145,7 @@ def open_images(path: str | os.PathLike) -> Images:
   if "samples.json" in tree.names:
     there = set(names)
     try:
-      run = files.parse_json(tree.read("samples.json"))
+      run = untrusted.parse_json(tree.read("samples.json"))
       about = {**run["about"], **{name: run["samples"][0][name] for name in ("w", "scale", "seed")}}
       names = [row["file"] for row in run["samples"]]
     except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError) as e:

@@ -15,6 +15,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from cfg.base import untrusted
 from cfg.base.errors import UserError
 from cfg.base.progress import Progress
 from cfg.data import decode
@@ -83,10 +84,7 @@ class ZipPlace:
     )
     data = _pread(path, self.stored, self.header + 30 + name_length + extra_length)
     if self.deflated:
-      try:
-        data = zlib.decompress(data, wbits=-15)
-      except zlib.error as e:
-        raise ValueError(str(e)) from e
+      data = untrusted.inflate(data, size=self.size)
     if signature != b"PK\3\4" or len(data) != self.size or zlib.crc32(data) != self.crc:
       raise ValueError("its bytes in the archive are damaged")
     return io.BytesIO(data)
@@ -119,7 +117,11 @@ Place = FilePlace | TarPlace | ZipPlace | NoPlace
 
 
 def _pread(path, count, offset):
-  data = os.pread(_descriptor(path), count, offset)
+  descriptor = _descriptor(path)
+  # before so much is allocated
+  if not 0 <= offset <= offset + count <= os.fstat(descriptor).st_size:
+    raise ValueError("the archive is cut short")
+  data = os.pread(descriptor, count, offset)
   if len(data) != count:
     raise ValueError("the archive is cut short")
   return data

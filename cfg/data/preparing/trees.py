@@ -7,19 +7,21 @@ import pathlib
 import posixpath
 import re
 import stat
-import tarfile
 import zipfile
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from cfg.base import untrusted
 from cfg.base.errors import UserError
 from cfg.base.progress import Progress
 from cfg.data import decode
-from cfg.data.preparing import layout
+from cfg.data.preparing import layout, tars
 from cfg.data.preparing.parts import FilePlace, ImageFiles, NoPlace, Place, TarPlace, ZipPlace
 
 log = logging.getLogger(__name__)
+
+LONGEST_LINK = 4096  # bytes of the name that a link leads to
 
 WANTED = (
   "a folder of class sub-folders (or a zip or tar of them), a folder with ILSVRC2012's tars, "
@@ -91,15 +93,30 @@ def open_tree(path: pathlib.Path, *, wanted: str = WANTED) -> Tree:
     return folder(path)
   if path.is_file():
     try:
-      if zipfile.is_zipfile(path):
-        return zip_archive(path)
-      if tarfile.is_tarfile(path):
-        return tar_archive(path)
-    except (OSError, zipfile.BadZipFile, tarfile.TarError, EOFError) as e:
+      with untrusted.reading():
+        if zipfile.is_zipfile(path):
+          return zip_archive(path)
+        if tars.is_tar(path):
+          return tar_archive(path)
+        if tars.is_compressed(path):
+          raise UserError(
+            f"{str(path)!r} is a compressed tar, or another compressed file, in which no file can "
+            f"be reached alone: extract it and give the folder."
+          )
+    except (OSError, ValueError) as e:
       raise UserError(
         f"the archive {str(path)!r} cannot be read ({e}): it may be cut short. Get it again."
       ) from e
   raise UserError(f"{str(path)!r} is no folder, no zip and no tar: give {wanted}.")
+
+
+def is_archive(path: pathlib.Path) -> bool:
+  """Whether a file is for `open_tree`, as far as its ends tell."""
+  try:
+    with untrusted.reading():
+      return zipfile.is_zipfile(path) or tars.is_tar(path) or tars.is_compressed(path)
+  except (OSError, ValueError):
+    return False
 
 
 def folder(path: pathlib.Path) -> Tree:
@@ -177,6 +194,8 @@ def zip_archive(path: pathlib.Path) -> Tree:
           f"{info.filename!r} in {str(path)!r} is encrypted, or compressed in a way that is not "
           f"read here: extract the archive and give the folder."
         )
+      elif stat.S_ISLNK(info.external_attr >> 16) and info.file_size > LONGEST_LINK:
+        names.add(info.filename, NoPlace("it is a link to a name that no file can have"))
       elif stat.S_ISLNK(info.external_attr >> 16):
         names.add_link(info.filename, archive.read(info).decode("utf-8", "replace"))
       else:
@@ -191,30 +210,21 @@ def tar_archive(path: pathlib.Path) -> Tree:
   as folders.
   """
   names = _Names(path)
-  try:
-    with (
-      tarfile.open(path, "r:") as archive,
-      Progress(
-        f"listing {path.name}", total=path.stat().st_size, unit="bytes", passing=True
-      ) as progress,
-    ):
-      for member in archive:
-        progress.update(member.offset)
-        if member.isfile() and member.name.endswith(".tar"):
-          with tarfile.open(fileobj=archive.extractfile(member), mode="r:") as inner:
-            inside = f"{member.name.removesuffix('.tar')}/"
-            names.add_folder(inside)
-            for m in inner:
-              names.add_member(m, inside=inside, start=member.offset_data)
-        else:
-          names.add_member(member)
-  except tarfile.ReadError as e:
-    if path.suffix in (".gz", ".tgz", ".xz", ".bz2"):
-      raise UserError(
-        f"{str(path)!r} is a compressed tar, in which no file can be reached alone: extract it and "
-        f"give the folder."
-      ) from e
-    raise
+  size = path.stat().st_size
+  with (
+    path.open("rb") as file,
+    Progress(f"listing {path.name}", total=size, unit="bytes", passing=True) as progress,
+  ):
+    for member in tars.members(file, size=size):
+      progress.update(member.offset)
+      if member.isfile() and not member.issparse() and member.name.endswith(".tar"):
+        inside = f"{member.name.removesuffix('.tar')}/"
+        names.add_folder(inside)
+        start = member.offset_data
+        for m in tars.members(file, start=start, size=min(member.size, size - start)):
+          names.add_member(m, inside=inside, start=start)
+      else:
+        names.add_member(member)
   return names.tree()
 
 
