@@ -65,6 +65,7 @@ setup(
     "test": [
       *TFDS,
       *NOTEBOOK,
+      "hypothesis>=6,<7",
       "pytest>=8,<10",
       "pytest-xdist>=3.8,<4",
       "mypy>=1.15,<3",
