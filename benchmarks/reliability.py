@@ -1,8 +1,9 @@
-"""What a run survives: real signals to real processes, and damaged checkpoints.
+"""What a run survives: real signals to real processes, damaged checkpoints, and bad inputs.
 
 Usage:
   python benchmarks/reliability.py damaged [--trials=500]
   python benchmarks/reliability.py signals [--kills=100] [--terms=30]
+  python benchmarks/reliability.py inputs [--trials=100]
   python benchmarks/reliability.py table
 
 Each trial is a line of benchmarks/reliability.jsonl: its seed, what was done when and where, and
@@ -19,8 +20,15 @@ signals: training and sweeping the digits with a small network, in a process of 
 killed, or asked to stop, at a random moment and started again, over and over. After each the
 newest intact checkpoint must be that of a run which was never disturbed, bit for bit, and no older
 than two intervals before the last step that was logged; at the end losses and rows must be the
+<<<<<<< HEAD
 same. Every fourth run is one of two processes, one of which gets the signal: the other must end
 too, within two minutes. These are compared with an undisturbed run of two.
+=======
+same.
+
+inputs: files that are damaged, or made to break their reader, given to real commands and to
+readers: bad_inputs.py says what must come of it.
+>>>>>>> inputs
 """
 
 import argparse
@@ -374,6 +382,18 @@ def same_end(workdir, whole):
   return losses[0] == losses[1] and rows[0] == rows[1] and same_state
 
 
+# ------------------------------------------------------------------------------- inputs
+
+
+def inputs(args):
+  """Give bad files to commands and readers: see bad_inputs.py."""
+  import bad_inputs
+
+  logging.getLogger("cfg").propagate = False
+  for seed in range(len(records("inputs")), args.trials):
+    keep(kind="inputs", seed=seed, **bad_inputs.trial(seed))
+
+
 # -------------------------------------------------------------------------------- table
 
 
@@ -384,10 +404,20 @@ def table(args):
   for record in records("damaged"):
     wrong = record["outcome"].startswith(WRONG)
     counts["damaged checkpoints", record["damage"], wrong] += 1
+<<<<<<< HEAD
   for record in records("signals") + records("ends"):
     several = " to one of two processes" if record.get("processes", 1) > 1 else ""
     place = record.get("place", "runs to their end")
     counts[record["signal"] + several, place, record["outcome"].startswith(WRONG)] += 1
+=======
+  for record in records("signals"):
+    counts[record["signal"], record["place"], record["outcome"].startswith(WRONG)] += 1
+  for record in records("ends"):
+    counts[record["signal"], "runs to their end", record["outcome"].startswith(WRONG)] += 1
+  for record in records("inputs"):
+    wrong = record["outcome"].startswith(WRONG)
+    counts["bad inputs", f"{record['how']}, {record['reader']}", wrong] += 1
+>>>>>>> inputs
   print("| trial | where | trials | wrong |\n| --- | --- | --- | --- |")
   for what, where in sorted({(what, where) for what, where, _ in counts}):
     right, wrong = counts[what, where, False], counts[what, where, True]
@@ -402,6 +432,7 @@ def main():
   for function, counts in (
     (damaged, {"trials": 500}),
     (signals, {"kills": 100, "terms": 30}),
+    (inputs, {"trials": 100}),
     (table, {}),
   ):
     command = commands.add_parser(function.__name__, help=function.__doc__)
@@ -410,7 +441,7 @@ def main():
       command.add_argument(f"--{name}", type=int, default=count)
   args = parser.parse_args()
   args.function(args)
-  every = [record for kind in ("damaged", "signals", "ends") for record in records(kind)]
+  every = [record for kind in ("damaged", "signals", "ends", "inputs") for record in records(kind)]
   sys.exit(any(record["outcome"].startswith(WRONG) for record in every))
 
 

@@ -36,7 +36,10 @@ def open_input(path: str | os.PathLike) -> Input:
   if path.is_file() and path.suffix == ".npz":
     return npz(path)
   if path.is_file() and (batches := cifar10.compressed(path)) is not None:
-    return cifar10.from_files(batches.keys(), batches.__getitem__, where=path)
+    given = cifar10.from_files(batches.keys(), batches.__getitem__, where=path)
+    if given is None:
+      raise UserError(f"{str(path)!r} has CIFAR-10's classes and not its batches: get it again.")
+    return given
   tree = trees.open_tree(path)
   return (
     cifar10.from_files(tree.names, tree.read, where=path)

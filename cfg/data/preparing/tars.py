@@ -2,6 +2,7 @@
 declare more than there is.
 """
 
+import functools
 import gzip
 import itertools
 import pathlib
@@ -54,7 +55,13 @@ def gzipped(path: pathlib.Path, *, most: int) -> Iterator[tuple[tarfile.TarInfo,
     tarfile.open(fileobj=untrusted.Limited(unpacked, most), mode="r|") as archive,
   ):
     for member in _onward(archive):
-      yield member, lambda m=member: archive.extractfile(m).read()
+      yield member, functools.partial(_read, archive, member)
+
+
+def _read(archive, member):
+  """The bytes of a member; called by who takes the members, whose errors are not seen above."""
+  with untrusted.reading():
+    return archive.extractfile(member).read()
 
 
 def _onward(archive):
