@@ -20,15 +20,11 @@ signals: training and sweeping the digits with a small network, in a process of 
 killed, or asked to stop, at a random moment and started again, over and over. After each the
 newest intact checkpoint must be that of a run which was never disturbed, bit for bit, and no older
 than two intervals before the last step that was logged; at the end losses and rows must be the
-<<<<<<< HEAD
 same. Every fourth run is one of two processes, one of which gets the signal: the other must end
 too, within two minutes. These are compared with an undisturbed run of two.
-=======
-same.
 
 inputs: files that are damaged, or made to break their reader, given to real commands and to
 readers: bad_inputs.py says what must come of it.
->>>>>>> inputs
 """
 
 import argparse
@@ -404,20 +400,13 @@ def table(args):
   for record in records("damaged"):
     wrong = record["outcome"].startswith(WRONG)
     counts["damaged checkpoints", record["damage"], wrong] += 1
-<<<<<<< HEAD
   for record in records("signals") + records("ends"):
     several = " to one of two processes" if record.get("processes", 1) > 1 else ""
     place = record.get("place", "runs to their end")
     counts[record["signal"] + several, place, record["outcome"].startswith(WRONG)] += 1
-=======
-  for record in records("signals"):
-    counts[record["signal"], record["place"], record["outcome"].startswith(WRONG)] += 1
-  for record in records("ends"):
-    counts[record["signal"], "runs to their end", record["outcome"].startswith(WRONG)] += 1
   for record in records("inputs"):
     wrong = record["outcome"].startswith(WRONG)
     counts["bad inputs", f"{record['how']}, {record['reader']}", wrong] += 1
->>>>>>> inputs
   print("| trial | where | trials | wrong |\n| --- | --- | --- | --- |")
   for what, where in sorted({(what, where) for what, where, _ in counts}):
     right, wrong = counts[what, where, False], counts[what, where, True]

@@ -27,7 +27,7 @@ from cfg.base import checkpoint, files, lock, logs, pickles, trees, untrusted
 from cfg.base import config as config_lib
 from cfg.base.errors import UserError
 from cfg.data import decode, prepare, records
-from cfg.data.preparing import cifar10, imagenet, inputs, tars
+from cfg.data.preparing import cifar10, imagenet, inputs
 from cfg.features import judge_files, reference_files
 from cfg.inference import workdir_config
 from cfg.interop import graph_def, inception, torch_file, weights
@@ -470,9 +470,8 @@ def safetensors_of(arrays, meta):
   ],
 )
 def test_weights_of_odd_names_and_facts(folder, arrays, meta):
-  """Names that no nested dicts have, and facts of another kind. In trees.unflatten without its
-  checks the first was an AttributeError, the second lost an array without a word, and the third
-  a RecursionError of jax; without parse_json the fourth was a RecursionError.
+  """Names that no nested dicts have, and facts of another kind. Without MOST_NESTED the third was
+  read, for jax to break on; without _check_meta the last four were.
   """
   facts = {"config": {}, "class_names": ["x"], "image_shape": [8, 8, 1], "data_name": "d",
            "step": 1, "ema": "0.9"}  # fmt: skip
@@ -489,6 +488,15 @@ def test_length_of_a_safetensors_header(folder, length):
   for read in (weights.read, inception.read):
     with pytest.raises(UserError):
       limited(8 * MB, read, path)
+
+
+@pytest.mark.parametrize("names", [["a", "a/b"], ["a/b", "a"], ["/".join("a" * 200)]])
+def test_names_that_no_tree_has(names):
+  """Without the checks in unflatten the first was an AttributeError, and the second lost an array
+  without a word.
+  """
+  with pytest.raises(ValueError):
+    trees.unflatten(dict.fromkeys(names, 1))
 
 
 # ------------------------------------------------------------------------------ pickles
@@ -519,8 +527,10 @@ def test_pickles_that_unfold_in_a_message(content):
 
 
 def test_labels_that_unfold():
-  """Lists that hold a list twice, 30 deep: numpy made 2^30 labels of them."""
-  lists = b"]" + b"".join(b"q\0]h\0ah\0a" for _ in range(30))
+  """Pairs of pairs, 30 deep, by reference: without the check of python_batch numpy made 2^30 labels
+  of them.
+  """
+  lists = b"K\0" + b"q\0h\0\x86" * 30
   data = pickle.dumps({b"data": np.zeros((2, 3072), np.uint8)}, protocol=2)[:-1]
   with pytest.raises((pickles.Refused, ValueError)):
     limited(8 * MB, cifar10.python_batch, data + b"\x8c\6labels" + lists + b"s.")
@@ -533,7 +543,7 @@ def test_functions_that_copy_over_and_over(call):
   """A function may be called with a large thing many times: without MAX_COPIED 3 MB became 3 GB."""
   text = pickle.dumps("a" * MB, protocol=2)[2:-1]
   large = text + b"q\1" if b"encode" in call else (
-    b"](" + b"".join(b"J%s\x85q\2" % struct.pack("<i", i) for i in range(20_000)) + b"eq\1"
+    b"](" + b"".join(b"J%sK\0\x86" % struct.pack("<i", i) for i in range(20_000)) + b"eq\1"
   )  # fmt: skip
   args = b"h\1\x8c\6latin1\x86" if b"encode" in call else b"h\1\x85"
   content = b"\x80\2" + large + b"0" * 0 + (call + args + b"R\x85") * 3000 + b"."
@@ -583,7 +593,7 @@ def test_no_pickle_is_run(tmp_path, monkeypatch, protocol):
 
 @pytest.mark.parametrize("keys", [b"K\1.", b"](]e.", b"]((K\1te.", b"}."])
 def test_storages_of_a_legacy_file(folder, keys):
-  """Its list of storages may be any object: these were a TypeError."""
+  """Its list of storages may be any object: without reading() in torch_file, a TypeError."""
   parts = [pickle.dumps(torch_file.LEGACY_MAGIC), pickle.dumps(1001)]
   parts += [pickle.dumps({"little_endian": True}), pickle.dumps({}), b"\x80\2" + keys]
   path = put(folder, b"".join(parts), ".pt")
@@ -631,17 +641,29 @@ def first_header(content):
     hostile.tar_header("x", 8**11 - 1, b"x"),
     hostile.tar_header("x", 0, b"L") * 3000,
     hostile.tar_header("a/1.png", 0, raw=b"\xff" * 10 + b"\xfc\0"),
+    hostile.tar_header("a/1.png", 0)
+    + hostile.tar_header("a/2.png", 0, raw=b"\xff" * 10 + b"\xfe\0"),
     hostile.tar_header("x", 30, b"x") + b"19 size=-1024\n".ljust(512, b"\0"),
     hostile.tar_header("a/1.png", 2**40, raw=b"\x80" + bytes(4) + b"\x7f" * 7),
     hostile.tar_header("a.tar", 4096) + hostile.tar_header("x", 8**11 - 1, b"L").ljust(4096, b"\0"),
   ],
-  ids=["2^60 name", "8 GB name", "8 GB pax", "chain", "negative", "pax back", "huge", "inner"],
+  ids=[
+    "2^60 name",
+    "8 GB name",
+    "8 GB pax",
+    "chain",
+    "negative",
+    "loop",
+    "pax back",
+    "huge",
+    "inner",
+  ],
 )
 def test_tar_headers(folder, content):
   """Headers that declare more than there is, lead back, or follow each other without end.
 
-  With tarfile alone "8 GB name" allocated 8 GB, "chain" was a RecursionError, and "negative" was
-  listed for ever.
+  Without the bound of _Part.read "8 GB name" allocated 8 GB, without _onward "loop" was listed for
+  ever, and without reading() in open_tree and members "chain" was a RecursionError.
   """
   path = put(folder, first_header(content), ".tar")
   with pytest.raises(UserError):
@@ -795,6 +817,3 @@ def test_words_are_short():
   with pytest.raises(ValueError) as caught, untrusted.reading():
     raise KeyError("x" * 10**6)
   assert len(str(caught.value)) < 400
-  with pytest.raises(ValueError):
-    trees.unflatten({"/".join("a" * 200): 1})
-  assert list(tars.COMPRESSED)
