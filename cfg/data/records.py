@@ -166,9 +166,8 @@ def open_split(folder, manifest, split):
     raise UserError(f"{LABELS} in {str(folder)!r} cannot be read ({e}): {damaged}") from e
   if labels is None or labels.shape != (sum(shard["count"] for shard in shards),):
     raise UserError(f"{LABELS} in {str(folder)!r} is not what its manifest says: {damaged}")
-  if labels.dtype != np.int32 or not 0 <= labels.min() <= labels.max() < len(
-    manifest["class_names"]
-  ):
+  count = len(manifest["class_names"])
+  if labels.dtype != np.int32 or not ((labels >= 0) & (labels < count)).all():
     raise UserError(f"{LABELS} in {str(folder)!r} has labels of no class: {damaged}")
   paths = tuple(str(folder / shard["file"]) for shard in shards)
   try:
