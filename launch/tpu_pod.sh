@@ -103,10 +103,9 @@ up() {
           fail "no slice: see gcloud compute tpus queued-resources describe $name --zone=$zone"
         fi
         echo "the slice is $now: it is made again"
-        if queued delete --force --quiet; then
-          had=''
-          continue
-        fi
+        # before: what fails may have deleted it all the same
+        had=''
+        if queued delete --force --quiet; then continue; fi
         ;;
       "$before") ;;
       *) echo "waiting for the slice: it is $now" ;;

@@ -27,10 +27,15 @@ def environment(tools, **variables):
   return {**env, "PATH": f"{tools}:{env['PATH']}", **variables}
 
 
-def start(script, *args, cwd, env):
-  """A launch script in a session of its own, which Ctrl-C reaches even if it does not reach this
-  one.
+def start(script, *args, cwd, env, ignored=()):
+  """A launch script in a session of its own. Ctrl-C and the end of the terminal reach it even if
+  they do not reach this one (as below nohup), unless they are among the signals `ignored`.
   """
+
+  def signals():
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+      signal.signal(number, signal.SIG_IGN if number in ignored else signal.SIG_DFL)
+
   return subprocess.Popen(
     [script, *args],
     cwd=cwd,
@@ -39,7 +44,7 @@ def start(script, *args, cwd, env):
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     start_new_session=True,
-    preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    preexec_fn=signals,
   )
 
 

@@ -46,16 +46,16 @@ def local(notes, count, *options, workdir="a run", **variables):
   return stand_ins.run(LAUNCH / "local.sh", *words, cwd=notes.parent, env=env)
 
 
-def started(notes, count, **variables):
-  """launch/local.sh, when its processes are there."""
+def started(notes, count, ignored=(), **variables):
+  """launch/local.sh, when its processes are there; signals that are `ignored` do not reach it."""
   env = environment(notes, **variables)
   words = [str(count), "configs/digits.py", "a run"]
-  process = stand_ins.start(LAUNCH / "local.sh", *words, cwd=notes.parent, env=env)
+  process = stand_ins.start(LAUNCH / "local.sh", *words, cwd=notes.parent, env=env, ignored=ignored)
   wait_for(lambda: len(list(notes.glob("ready.*"))) == count)
   return process
 
 
-def wait_for(there, seconds=20):
+def wait_for(there, seconds=60):
   """Until `there()`."""
   end = time.monotonic() + seconds
   while not there():
@@ -167,6 +167,17 @@ def test_asked_to_stop(notes, how):
   assert process.returncode == 75, err
   assert [(notes / f"asked.{i}").read_text() for i in (0, 1)] == ["asked\n"] * 2
   assert "process 0 is here" in out
+
+
+def test_nohup(notes):
+  """Below it the run goes on when the terminal closes; kill still asks it to stop."""
+  process = started(notes, 1, ignored=[signal.SIGHUP], DO_0=LONG)
+  os.killpg(process.pid, signal.SIGHUP)
+  time.sleep(1)
+  assert process.poll() is None and not (notes / "asked.0").exists()
+  process.terminate()
+  process.communicate(timeout=30)
+  assert process.returncode == 75
 
 
 def test_two_in_one_work_directory(notes):

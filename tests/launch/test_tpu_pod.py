@@ -36,7 +36,12 @@ case "$3 $4" in
   "queued-resources create")
     echo "${MADE:-ACTIVE}" > queued; echo READY > node; echo >> slices
     ;;
-  "queued-resources delete") rm -rf queued node worker* ;;
+  "queued-resources delete")
+    # a machine that goes away takes what runs with it, before its disk
+    cat worker*/runner 2>/dev/null | xargs -r kill -KILL 2>/dev/null
+    rm -rf queued node worker*
+    exit ${LOST:-0}
+    ;;
   "tpu-vm scp") for i in $ALL; do mkdir -p worker$i; cp "$5" worker$i/cfg.tar.gz; done ;;
   "tpu-vm ssh")
     [ "$worker" = all ] && worker=$ALL
@@ -60,6 +65,7 @@ echo "run on $i"
 case ${end:-0} in
   hold)
     trap 'exit 75' TERM
+    echo $PPID > "$HOME/runner"
     mine=$(wc -l < "$CLOUD/slices")
     while [ -e "$CLOUD/node" ] && [ "$(wc -l < "$CLOUD/slices")" = "$mine" ]; do sleep 0.05; done
     exit 143
@@ -147,6 +153,11 @@ class Cloud:
     path = self.folder / f"runs.worker{worker}"
     return path.read_text().splitlines() if path.exists() else []
 
+  def exit_code(self, worker):
+    """The exit code that a worker has noted, if it has, as text."""
+    path = self.folder / f"worker{worker}/cfg.exit"
+    return path.read_text() if path.exists() else ""
+
 
 WATCHED = ["v4-32", "configs/imagenet64.py", "/share/run", "--out=a b"]
 COMMAND = "|".join(
@@ -169,7 +180,7 @@ def cloud(tmp_path):
   (cloud.folder / "node").unlink(missing_ok=True)
 
 
-def wait_for(there, seconds=20):
+def wait_for(there, seconds=60):
   """Until `there()`."""
   end = time.monotonic() + seconds
   while not there():
@@ -219,6 +230,14 @@ def test_watch_makes_the_slice_again(cloud, event):
   assert "|--force|" in delete and "|--quiet|" in delete
   assert cloud.runs() == [COMMAND] * 2
   assert (cloud.folder / "worker0/cfg.log").read_text() == "run on worker0\n"
+
+
+def test_watch_makes_the_slice_again_even_if_deleting_it_failed(cloud):
+  """The answer can be lost where the deed is not."""
+  cloud.ends("queued:SUSPENDED", 0)
+  done = cloud.watch(LOST="1")
+  assert done.returncode == 0, done.stdout + done.stderr
+  assert len(cloud.calls("queued-resources create")) == 2
 
 
 def test_watch_goes_on_with_its_commit(cloud):
@@ -313,13 +332,13 @@ def test_status(cloud):
   cloud.ends("hold", worker=0)
   cloud.ends(70, worker=1)
   assert cloud.run("start", *WATCHED[1:]).returncode == 0
-  wait_for(lambda: (cloud.folder / "worker1/cfg.exit").exists())
+  wait_for(lambda: cloud.exit_code(1))
   said = cloud.run("status").stdout
   assert "slice: READY" in said and "cfg: ended with 70" in said and "run on worker0" in said
   pid = (cloud.folder / "worker0/cfg.pid").read_text().strip()
   assert f"cfg: running as process {pid}" in said
   os.kill(int(pid), 9)
-  wait_for(lambda: (cloud.folder / "worker0/cfg.exit").exists())
+  wait_for(lambda: cloud.exit_code(0))
   assert "cfg: ended with 137" in cloud.run("status").stdout
 
 
