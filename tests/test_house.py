@@ -57,7 +57,7 @@ INSIDE = {
   ),
   "base": (
     "preflight; config; cli checkpoint images sharding logs pickles fields lock; defaults; files "
-    "trees runtime optim flops paths progress supervise; rendezvous; hosts untrusted; errors"
+    "trees runtime optim flops progress supervise; rendezvous; hosts untrusted paths; errors"
   ),
   "": "losses sampling rules mixtures; guidance limits particles; diffusion schedules",
 }

@@ -14,7 +14,6 @@ import functools
 import hashlib
 import logging
 import pathlib
-import shutil
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -23,7 +22,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from cfg.base import files, hosts
+from cfg.base import files, hosts, paths
 from cfg.base.errors import Stopped, UserError
 
 log = logging.getLogger(__name__)
@@ -65,7 +64,7 @@ class Checkpoints:
     """Orbax's, which keeps everything: a step is removed once a newer one counts."""
     self._dir.mkdir(parents=True, exist_ok=True)
     return ocp.CheckpointManager(
-      self._dir,
+      str(self._dir),
       options=ocp.CheckpointManagerOptions(enable_async_checkpointing=True),
       item_handlers={STATE: ocp.StandardCheckpointHandler(), META: ocp.JsonCheckpointHandler()},
     )
@@ -102,7 +101,7 @@ class Checkpoints:
     try:
       manager = self._manager
       if hosts.is_writer():
-        self._mark(step).touch()
+        self._mark(step).write_bytes(b"")
       manager.save(step, args=args, force=True)
     except Exception as e:
       raise self._unwritable(step, e) from e
@@ -146,9 +145,9 @@ class Checkpoints:
 
   def _remove(self, step):
     """A step, its manifest first: without it what is left does not count."""
-    self._mark(step).touch()
+    self._mark(step).write_bytes(b"")
     self._manifest_path(step).unlink(missing_ok=True)
-    shutil.rmtree(self._dir / str(step), ignore_errors=True)
+    files.remove_tree(self._dir / str(step))
     self._mark(step).unlink()
     self._manager.reload()
 
@@ -234,7 +233,7 @@ class Checkpoints:
         for other in (*(newer for newer in self.steps() if newer > step), *self._unfinished()):
           self._remove(other)
         for left in self._dir.glob("*.orbax-checkpoint-tmp*"):
-          shutil.rmtree(left, ignore_errors=True)
+          files.remove_tree(left)
     if hosts.count() > 1:
       self._manager.reload()
 
@@ -278,7 +277,7 @@ class Checkpoints:
       partial_restore=True,
     )
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-      return reader.restore(self._dir / str(step) / STATE, args=args)
+      return reader.restore(str(self._dir / str(step) / STATE), args=args)
 
   def _manifest_path(self, step):
     return self._dir / f"{step}.sha256.json"
@@ -310,7 +309,7 @@ class Checkpoints:
 
 def directory(workdir: str | pathlib.Path) -> pathlib.Path:
   """Where the checkpoints of a work directory are."""
-  return pathlib.Path(workdir).absolute() / "checkpoints"
+  return paths.as_path(workdir).absolute() / "checkpoints"
 
 
 def read_meta(workdir: str | pathlib.Path) -> dict[str, Any] | None:

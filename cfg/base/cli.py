@@ -18,7 +18,7 @@ from ml_collections import config_dict, config_flags
 
 from cfg.base import defaults
 from cfg.base.errors import UserError, nearest
-from cfg.base.paths import user_path
+from cfg.base.paths import user_path, workdir_path
 
 # --help lists --config among the options of the module that calls define_config
 flags.disclaim_key_flags()
@@ -64,7 +64,7 @@ def parse_flags(argv: list[str], *, workdir_config: pathlib.Path) -> list[str]:
     argv = [argv[0], *flags.FLAGS.read_flags_from_files(argv[1:], force_gnu=False)]
     workdir = values(argv, "workdir")
     if workdir and not values(argv, "config") and not HELP & names(argv):
-      folder = user_path(workdir[-1], name="--workdir")
+      folder = workdir_path(workdir[-1], name="--workdir")
       argv.insert(1, f"--config={workdir_config}:{folder}")
     _ARGV[:] = argv
     rest = flags.FLAGS(argv)

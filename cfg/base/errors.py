@@ -12,6 +12,9 @@ from collections.abc import Callable, Iterable
 # of a disk that is full, over its quota, or not for this user to write to
 UNWRITABLE = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
+# makers of what reads and writes object stores
+STORES = ("aiohttp", "gcsfs", "google")
+
 
 class UserError(Exception):
   """Bad input. The message is one paragraph: what is wrong, where, and what to do."""
@@ -49,6 +52,16 @@ def run_command(main: Callable[[], None]) -> None:
     sys.exit(UserError.exit_code)
   except KeyboardInterrupt:
     sys.exit(130)
+  except Exception as e:
+    if type(e).__module__.partition(".")[0] not in STORES:
+      raise
+    said = " ".join(str(e).split()) or type(e).__name__
+    print(
+      f"error: the object store does not do what it is asked ({said[:300]}). What was finished "
+      "before is as it was: run the same command again.",
+      file=sys.stderr,
+    )
+    sys.exit(UserError.exit_code)
 
 
 def nearest(name: str, known: Iterable[str], *, most: int = 3) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from cfg.base.errors import UserError, nearest
-from cfg.base.paths import user_path
+from cfg.base.paths import user_path, workdir_path
 
 
 class Values(NamedTuple):
@@ -331,7 +331,8 @@ def expand_paths(config: ConfigDict) -> None:
       place = config
       for section in sections:
         place = place[section]
-      place[field] = str(user_path(value, name=name))
+      path = workdir_path if of_method(name) == "guidance.guide" else user_path
+      place[field] = str(path(value, name=name))
 
 
 def refuse(name: str, value: object, meaning: str) -> None:

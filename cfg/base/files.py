@@ -1,4 +1,5 @@
-"""Files that are either whole or not there: written under a temporary name, then renamed.
+"""Files that are either whole or not there: written under a temporary name, then renamed; in an
+object store (base.paths), written here, then sent, which makes them whole there at once.
 
 Of the processes of one run the writer alone writes (base.hosts): what the others write goes
 nowhere.
@@ -9,23 +10,28 @@ import json
 import math
 import os
 import pathlib
+import shutil
 import tempfile
 import zipfile
 
 import numpy as np
 
-from cfg.base import hosts, untrusted
+from cfg.base import hosts, paths, untrusted
+from cfg.base.errors import UserError
 
 
 @contextlib.contextmanager
 def replacing(path):
-  """Yield a temporary path beside `path`; rename it to `path` if the block succeeds, else remove
-  it.
+  """Yield a temporary path of this machine's file system; it becomes `path` if the block succeeds,
+  and is removed if not.
   """
-  path = pathlib.Path(path)
-  if not hosts.is_writer():
+  path = paths.as_path(path)
+  if paths.is_remote(path) or not hosts.is_writer():
     with tempfile.TemporaryDirectory() as folder:
-      yield pathlib.Path(folder) / path.name
+      tmp = pathlib.Path(folder) / path.name
+      yield tmp
+      if hosts.is_writer():
+        _send(tmp, path)
     return
   tmp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
   try:
@@ -33,6 +39,17 @@ def replacing(path):
     os.replace(tmp, path)
   finally:
     tmp.unlink(missing_ok=True)
+
+
+def _send(path, target):
+  """Put a file of this machine into an object store. Raises UserError if it cannot be."""
+  try:
+    target.fs.put_file(str(path), target.path)
+  except Exception as e:  # libraries of several makers raise what they like
+    raise UserError(
+      f"{str(target)!r} cannot be written ({paths.said(e)}). What was finished before is as "
+      "it was: run the same command again once it can be."
+    ) from e
 
 
 def write_text(path, text):
@@ -52,14 +69,78 @@ def write_npz(path, arrays):
     np.savez(f, **arrays)
 
 
+def remove_tree(folder):
+  """Remove a folder with all that is in it, as far as it is there and can be removed."""
+  folder = paths.as_path(folder)
+  if paths.is_remote(folder):
+    with contextlib.suppress(FileNotFoundError):
+      folder.fs.rm(folder.path, recursive=True)
+  else:
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def modified(path):
+  """The time of a file's last change, by the clock of its file system, in seconds."""
+  if paths.is_remote(path):
+    return path.fs.modified(path.path).timestamp()
+  return path.stat().st_mtime
+
+
+@contextlib.contextmanager
+def local(path):
+  """Yield a path of this machine's file system at which the file is while the block lasts: for
+  libraries that open no others.
+  """
+  path = paths.as_path(path)
+  if not paths.is_remote(path):
+    yield path
+    return
+  with tempfile.TemporaryDirectory() as folder:
+    copy = pathlib.Path(folder) / path.name
+    path.fs.get_file(path.path, str(copy))
+    yield copy
+
+
+class Mirror:
+  """A folder of this machine whose files may grow, for one of an object store, where they cannot.
+
+  `folder` is that of this machine; `send` puts what was written since into the other. Where
+  `target` is of this machine both are one, and nothing is to be sent.
+  """
+
+  def __init__(self, target):
+    self._target = paths.as_path(target)
+    self._temporary = tempfile.TemporaryDirectory() if paths.is_remote(self._target) else None
+    self._sent = {}
+    self.folder = pathlib.Path(self._temporary.name) if self._temporary else self._target
+
+  def send(self):
+    """Send each file that has grown since it was sent."""
+    if self._temporary is None or not hosts.is_writer():
+      return
+    for path in sorted(p for p in self.folder.rglob("*") if p.is_file()):
+      size = path.stat().st_size
+      if self._sent.get(path) != size:
+        target = self._target / path.relative_to(self.folder).as_posix()
+        _send(path, target)
+        self._sent[path] = size
+
+  def close(self):
+    """Send what is left, and remove the folder of this machine if it is a copy."""
+    if self._temporary is not None:
+      self.send()
+      self._temporary.cleanup()
+
+
 def read_npz(path):
   """Read what `write_npz` wrote; never unpickles. Raises OSError, or ValueError for what is no
   whole .npz.
   """
-  with pathlib.Path(path).open("rb") as file:
+  with paths.as_path(path).open("rb") as file:
+    size = file.seek(0, os.SEEK_END)
     try:
       with untrusted.reading(), zipfile.ZipFile(file) as archive:
-        _check_sizes(archive, os.fstat(file.fileno()).st_size)
+        _check_sizes(archive, size)
         arrays = {}
         for info in archive.infolist():
           with archive.open(info) as member:
@@ -100,4 +181,4 @@ def _read_array(member, size):
 
 def read_json(path):
   """The value in a file of JSON. Raises OSError, or ValueError for what is no JSON."""
-  return untrusted.parse_json(pathlib.Path(path).read_bytes())
+  return untrusted.parse_json(paths.as_path(path).read_bytes())

@@ -3,20 +3,27 @@
 import contextlib
 import datetime
 import fcntl
+import json
+import logging
 import os
 import pathlib
 import socket
 import threading
+import time
 import uuid
 from typing import Any
 
 import psutil
 
-from cfg.base import files, hosts
+from cfg.base import files, hosts, paths
 from cfg.base.errors import UserError
+
+log = logging.getLogger(__name__)
 
 BEAT = 30.0  # seconds between signs of life
 STALE = 300.0  # without one for so long, the writer is gone
+LOOK = 5.0  # seconds between two looks at one that may be gone
+SETTLED = 2.0  # seconds after which of two that took over at once, where nothing locks, one is left
 
 
 class Lock:
@@ -24,7 +31,9 @@ class Lock:
 
   The file tells host, process and since when; its time of change is the last sign of life. It is
   taken over if its process is dead on this host, or has given none for STALE seconds. Ages are
-  differences of the file system's own times: clocks of hosts may differ.
+  differences of the file system's own times: clocks of hosts may differ. Whether a process of
+  another host lives shows when it gives the next one: until then, or until it is gone, this one
+  waits. So a run that was killed starts again on other hosts, and needs no one to see to it.
 
   Args:
     path: of the file, in a folder that is there.
@@ -34,20 +43,24 @@ class Lock:
   """
 
   def __init__(self, path: str | pathlib.Path, *, what: str) -> None:
-    self._path = pathlib.Path(path)
+    self._path = paths.as_path(path)
     self._what = what
     self._own: dict[str, Any] = {}
+    self._first: tuple[dict[str, Any], float] | None = None
     self._ended = threading.Event()
     self._beating: threading.Thread | None = None
 
   def __enter__(self) -> "Lock":
-    """Raises UserError, which names the holder, if there is one."""
-    with hosts.together():
-      if hosts.is_writer():
-        self._take()
-    return self
+    """Raises UserError, which names the holder, if there is one that lives."""
+    while True:
+      with hosts.together():
+        waits = hosts.is_writer() and not self._take()
+      if not hosts.agreed(waits):
+        return self
+      time.sleep(LOOK)
 
   def _take(self):
+    """Whether the lock is this process's now; if not, it may be soon."""
     me = psutil.Process()
     self._own = {
       "host": socket.gethostname(),
@@ -59,15 +72,17 @@ class Lock:
     with self._deciding():
       holder = self._holder()
       if holder is not None and not self._is_gone(holder):
+        if self._may_be_gone(holder):
+          return False
         raise UserError(
           f"process {holder.get('process')} on {holder.get('host')} {self._what} in "
           f"{str(self._path.parent)!r} since {holder.get('since')}: wait for it, stop it, or "
-          f"choose another --workdir. (If it is gone, {str(self._path)!r} is free {STALE / 60:g} "
-          f"minutes after its last sign of life.)"
+          f"choose another --workdir."
         )
-      files.write_json(self._path, self._own)
+      self._write(new=holder is None)
     self._beating = threading.Thread(target=self._beat, name=f"lock {self._path}", daemon=True)
     self._beating.start()
+    return True
 
   def __exit__(self, *_: object) -> None:
     if self._beating is None:
@@ -90,11 +105,29 @@ class Lock:
         f"for more than {STALE / 60:g} minutes, or the file was removed. Nothing more is written."
       )
 
+  def _write(self, *, new):
+    """Be the holder. In an object store two may decide so at once: of a new file one is refused,
+    and of an old one the last to write is left.
+    """
+    if not paths.is_remote(self._path):
+      files.write_json(self._path, self._own)
+      return
+    if new:
+      with contextlib.suppress(FileExistsError):
+        self._path.fs.pipe_file(self._path.path, _to_json(self._own), mode="create")
+    else:
+      self._path.write_bytes(_to_json(self._own))
+    time.sleep(SETTLED)
+    self.check()
+
   def _beat(self):
     while not self._ended.wait(BEAT):
-      with contextlib.suppress(OSError):  # `check` tells what became of it
+      with contextlib.suppress(Exception):  # `check` tells what became of it
         if self._holder() == self._own:
-          os.utime(self._path)
+          if paths.is_remote(self._path):
+            self._path.write_bytes(_to_json(self._own))
+          else:
+            os.utime(self._path)
 
   def _holder(self):
     """Who the file says it is, or None; a file that cannot be read is of nobody who lives."""
@@ -115,17 +148,37 @@ class Lock:
       except (psutil.NoSuchProcess, KeyError, TypeError, ValueError):
         return True
     probe = self._path.with_name(f".{self._path.name}.{self._own['token']}")
-    probe.touch()
+    probe.write_bytes(b"")
     try:
-      return probe.stat().st_mtime - self._path.stat().st_mtime > STALE
+      return files.modified(probe) - files.modified(self._path) > STALE
     finally:
       probe.unlink()
+
+  def _may_be_gone(self, holder):
+    """Whether a process of another host has not given a sign of life since the first look."""
+    if holder.get("host") == self._own["host"]:
+      return False
+    sign = (holder, files.modified(self._path))
+    if self._first is None:
+      self._first = sign
+      log.warning(
+        "process %s on %s %s in %s, if it still lives: waiting to see (at most %g minutes)",
+        holder.get("process"),
+        holder.get("host"),
+        self._what,
+        self._path.parent,
+        STALE / 60,
+      )
+    return sign == self._first
 
   @contextlib.contextmanager
   def _deciding(self):
     """One process at a time looks at the file and changes it, where the file system can lock its
     folder.
     """
+    if paths.is_remote(self._path):
+      yield
+      return
     folder = os.open(self._path.parent, os.O_RDONLY)
     try:
       with contextlib.suppress(OSError):
@@ -133,3 +186,7 @@ class Lock:
       yield
     finally:
       os.close(folder)
+
+
+def _to_json(value):
+  return json.dumps(value).encode()

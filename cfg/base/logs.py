@@ -4,13 +4,17 @@ import json
 import math
 import os
 import pathlib
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import tensorboardX
 
-from cfg.base import files, hosts, untrusted
+from cfg.base import files, hosts, paths, untrusted
+
+# seconds between two copies to a work directory in an object store, where files cannot grow
+SENT_EVERY = 60.0
 
 
 class MetricsLog:
@@ -33,20 +37,23 @@ class MetricsLog:
   def __init__(
     self, workdir: str | pathlib.Path, *, step: int, means_after: int | None = None
   ) -> None:
-    workdir = pathlib.Path(workdir)
-    path = workdir / "metrics.jsonl"
-    if path.exists():
+    self._mirror = files.Mirror(workdir)
+    self._sent = time.monotonic()
+    folder = self._mirror.folder
+    path = folder / "metrics.jsonl"
+    earlier = paths.as_path(workdir) / path.name
+    if earlier.exists():
       last_mean = step if means_after is None else means_after
       kept = [
         _to_line(record)
-        for record in _read_records(path)
+        for record in _read_records(earlier)
         if record["step"] <= (last_mean if "steps" in record else step)
       ]
       files.write_text(path, "".join(kept))
     writes = hosts.is_writer()
     self._jsonl = (path if writes else pathlib.Path(os.devnull)).open("a", encoding="utf-8")
     self._board = tensorboardX.SummaryWriter(
-      str(workdir / "tensorboard"), purge_step=step + 1 if step else None, write_to_disk=writes
+      str(folder / "tensorboard"), purge_step=step + 1 if step else None, write_to_disk=writes
     )
 
   def __enter__(self) -> "MetricsLog":
@@ -55,6 +62,7 @@ class MetricsLog:
   def __exit__(self, *_) -> None:
     self._jsonl.close()
     self._board.close()
+    self._mirror.close()
 
   def scalars(self, step: int, values: Mapping[str, Any]) -> None:
     """Write {name: number} of `step`; a number may be Python's, or a scalar array."""
@@ -63,6 +71,14 @@ class MetricsLog:
     self._jsonl.flush()
     for name, value in numbers.items():
       self._board.add_scalar(name, value, step)
+    if time.monotonic() - self._sent > SENT_EVERY:
+      self.send()
+
+  def send(self) -> None:
+    """Put what was written where a resumed run finds it, if that is an object store."""
+    self._board.flush()
+    self._mirror.send()
+    self._sent = time.monotonic()
 
   def image(self, step: int, name: str, image: np.ndarray) -> None:
     """Write uint8 [H,W,C] to TensorBoard."""

@@ -47,7 +47,11 @@ MEETING, SIGN_OF_LIFE, PARTING = 100, 60, 3600
 
 
 def start(
-  *, cpu_devices: int, recompute: bool = False, together: Mapping[str, Any] | None = None
+  *,
+  cpu_devices: int,
+  recompute: bool = False,
+  together: Mapping[str, Any] | None = None,
+  wait_s: float = MEETING,
 ) -> list[jax.Device]:
   """Start jax's devices, and keep compiled programs for the next run; returns the devices.
 
@@ -57,6 +61,7 @@ def start(
     recompute: model.remat; a CPU's scheduler is then the one that lets recomputation save memory.
     together: facts that must be the same at all processes of a run, which are joined; None for a
       process of its own.
+    wait_s: how many seconds to wait for the other processes.
 
   XLA_FLAGS and JAX_COMPILATION_CACHE_DIR stay as they are set. The settings in FIXED are put back
   where the environment has others, and the log says so.
@@ -76,7 +81,7 @@ def start(
     jax.config.update("jax_compilation_cache_dir", str(folder))
   fix_settings()
   if together is not None:
-    join_processes(together)
+    join_processes(together, wait_s=wait_s)
   devices = find_devices()
   check_shares(devices)
   return devices
@@ -115,7 +120,7 @@ def fix_settings() -> None:
       log.warning("%s=%s is set: %s", name.upper(), own, effect)
 
 
-def join_processes(facts: Mapping[str, Any]) -> None:
+def join_processes(facts: Mapping[str, Any], *, wait_s: float) -> None:
   """Find the other processes of this run, see that they are there and alike, and join them.
 
   JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID say who they are, or what jax finds
@@ -126,7 +131,7 @@ def join_processes(facts: Mapping[str, Any]) -> None:
     HostGone: some did not come.
   """
   address, count, index, local_devices = find_processes()
-  rendezvous.meet(address, index=index, count=count, facts=facts, seconds=MEETING)
+  rendezvous.meet(address, index=index, count=count, facts=facts, seconds=wait_s)
   # the loop turns SIGTERM into a save itself; jax's own service would swallow it elsewhere
   jax.config.update("jax_enable_preemption_service", False)
   jax.distributed.initialize(

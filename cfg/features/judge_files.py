@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from cfg.base import config as config_lib
-from cfg.base import files, optim, sharding, trees, untrusted
+from cfg.base import files, optim, paths, sharding, trees, untrusted
 from cfg.base.errors import UserError
 from cfg.base.progress import Progress
 from cfg.data import pipeline
@@ -44,7 +44,7 @@ def load(config, *, dataset, workdir) -> Extractor:
       images.
   """
   check(config, dataset=dataset)
-  workdir = pathlib.Path(workdir)
+  workdir = paths.as_path(workdir)
   if _path(config):
     extractor = published(config, dataset=dataset, workdir=workdir)
     remedy = PUBLISHED_REMEDY

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from cfg.base import config as config_lib
-from cfg.base import hosts
+from cfg.base import hosts, paths
 from cfg.base.errors import UserError
 from cfg.data import pipeline
 from cfg.features.extractor import Extractor, combine
@@ -57,7 +57,7 @@ def measure_all(
     workdir: of the run.
     heldout: whether held-out images are measured.
   """
-  folder = pathlib.Path(workdir) / "real"
+  folder = paths.as_path(workdir) / "real"
   measured = []
   for extractor in extractors:
     placed = PlacedExtractor(extractor, mesh)

@@ -8,7 +8,6 @@ import functools
 import hashlib
 import json
 import logging
-import pathlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -19,7 +18,7 @@ from jax.sharding import Mesh
 
 from cfg import diffusion, guidance, rules
 from cfg.base import config as config_lib
-from cfg.base import files, hosts, images, sharding
+from cfg.base import files, hosts, images, paths, sharding
 from cfg.base.config import ConfigDict
 from cfg.base.errors import UserError
 from cfg.base.progress import Progress
@@ -350,7 +349,7 @@ def identity(network: Network, config: ConfigDict, *, dataset: Dataset | None) -
 def kept(network: Network, config: ConfigDict, *, workdir) -> dict[str, Any] | None:
   """The meter of a network that an earlier run left in `workdir`, or None."""
   about = identity(network, config, dataset=None)
-  for path in sorted((pathlib.Path(workdir) / FOLDER).glob("*.json")):
+  for path in sorted((paths.as_path(workdir) / FOLDER).glob("*.json")):
     content = _read(path)
     if content is None or "guide/weights_sha256" in content["about"]:
       continue
@@ -362,7 +361,7 @@ def kept(network: Network, config: ConfigDict, *, workdir) -> dict[str, Any] | N
 def _kept_or_made(workdir, about, measure, *, what):
   """What an earlier run kept, or what `measure` gives, which is then kept."""
   name = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]
-  path = pathlib.Path(workdir) / FOLDER / f"{name}.json"
+  path = paths.as_path(workdir) / FOLDER / f"{name}.json"
   content = hosts.found(functools.partial(_read, path))
   if content is not None:
     return content

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from cfg.base import checkpoint, sharding, trees
+from cfg.base import checkpoint, paths, sharding, trees
 from cfg.base import config as config_lib
 from cfg.base.config import ConfigDict
 from cfg.base.errors import UserError, nearest
@@ -281,7 +281,7 @@ def load_network(
   Raises:
     UserError: no network there, another config's, or no such average or step.
   """
-  path = pathlib.Path(path)
+  path = paths.as_path(path)
   file = path if path.suffix == ".safetensors" else path / weights.NAME
   if checkpoint.directory(path).is_dir():
     params, meta = _from_checkpoint(path, ema, step)
@@ -358,7 +358,7 @@ def check_data(path: str | pathlib.Path, *, dataset: Dataset) -> None:
   """Raise UserError unless the network in the work directory `path` was trained on `dataset`; of a
   weights file alone, unless it has the data's classes and image shape.
   """
-  path = pathlib.Path(path)
+  path = paths.as_path(path)
   meta = checkpoint.read_meta(path)
   if meta is not None:
     config_lib.check_same_data(dataset, meta, workdir=path)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cfg.base import files, images, sharding
+from cfg.base import files, images, paths, sharding
 from cfg.base.errors import UserError, nearest
 from cfg.guidance import MAIN
 from cfg.inference import checks, meter, network, program
@@ -129,7 +129,7 @@ def sample(config, *, mesh, workdir, labels, num, w, seed, ema=None, out=None):
   out = (
     pathlib.Path(out)
     if out
-    else pathlib.Path(workdir) / "samples" / f"{table.strength_name(w)}_seed{seed}"
+    else paths.as_path(workdir) / "samples" / f"{table.strength_name(w)}_seed{seed}"
   )
   out.mkdir(parents=True, exist_ok=True)
   strength = program.strength_facts(generator.program.rule, w)

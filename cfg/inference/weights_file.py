@@ -1,10 +1,9 @@
 """The averaged parameters of a work directory as one file."""
 
-import pathlib
-
 import jax
 import numpy as np
 
+from cfg.base import paths
 from cfg.base.errors import UserError
 from cfg.inference import network
 from cfg.inference.network import Network
@@ -26,7 +25,7 @@ def export(path, out, *, ema: float | None = None, half: bool = False) -> Networ
   Raises:
     UserError: no network, no such file name, or parameters beyond what float16 can hold.
   """
-  out = pathlib.Path(out)
+  out = paths.as_path(out)
   if out.suffix != ".safetensors" or not out.parent.is_dir():
     raise UserError(
       f"--out={str(out)!r}: give a file name that ends in .safetensors, in a folder that is there."

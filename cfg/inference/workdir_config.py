@@ -6,7 +6,7 @@ from cfg.base import checkpoint
 from cfg.base import config as config_lib
 from cfg.base.config import ConfigDict
 from cfg.base.errors import UserError
-from cfg.base.paths import user_path
+from cfg.base.paths import workdir_path
 from cfg.interop import weights
 
 
@@ -17,7 +17,7 @@ def get_config(workdir: str) -> ConfigDict:
   Raises:
     UserError: there is no network.
   """
-  folder = user_path(workdir, name="--workdir")
+  folder = workdir_path(workdir, name="--workdir")
   meta = checkpoint.read_meta(folder)
   if meta is None and (folder / weights.NAME).is_file():
     meta = weights.read_meta(folder / weights.NAME)

@@ -12,9 +12,9 @@ import math
 import pathlib
 
 from cfg import schedules
-from cfg.base import defaults, progress
+from cfg.base import defaults, paths, progress
 from cfg.base.errors import UserError, run_command
-from cfg.base.paths import path_argument
+from cfg.base.paths import path_argument, workdir_path
 from cfg.interop import adm_weights, torch_file, weights
 from cfg.interop.adm_weights import LEGACY, NEW, Facts
 
@@ -211,7 +211,7 @@ def make_config(model, facts, *, objective, num_classes):
 
 def import_checkpoint(checkpoint, workdir, **given):
   """Convert the file `checkpoint` into `workdir`/weights.safetensors; returns its metadata."""
-  checkpoint, workdir = pathlib.Path(checkpoint), pathlib.Path(workdir)
+  checkpoint, workdir = pathlib.Path(checkpoint), paths.as_path(workdir)
   out = workdir / weights.NAME
   if out.exists() or (workdir / "checkpoints").exists():
     raise UserError(
@@ -262,7 +262,9 @@ def main(argv=None):
     type=path_argument("CHECKPOINT"),
     help="a .pt or .pth file; it is read without being executed",
   )
-  parser.add_argument("workdir", type=path_argument("WORKDIR"), help="made if it is not there")
+  parser.add_argument(
+    "workdir", type=path_argument("WORKDIR", of=workdir_path), help="made if it is not there"
+  )
   parser.add_argument("--image_size", type=int, help="side of the training images")
   parser.add_argument("--num_heads", type=int, help="attention heads, where given by number")
   parser.add_argument(
@@ -295,7 +297,7 @@ def main(argv=None):
     use = (
       f"Guide a network by it: --config.guidance.rule=classifier --config.guidance.guide={workdir}"
     )
-  print(f"{pathlib.Path(workdir) / weights.NAME} is written. {use}")
+  print(f"{paths.as_path(workdir) / weights.NAME} is written. {use}")
 
 
 if __name__ == "__main__":

@@ -6,13 +6,12 @@ metadata holds, as JSON, the config, class names, image shape, step and average.
 
 import contextlib
 import json
-import pathlib
 
 import numpy as np
 import safetensors
 import safetensors.numpy
 
-from cfg.base import files, trees, untrusted
+from cfg.base import files, paths, trees, untrusted
 from cfg.base.errors import UserError
 
 FORMAT = "cfg-1"
@@ -33,7 +32,7 @@ def save(path, params, *, metadata):
   """Write a tree of arrays, named by their paths, and {name: text} to a safetensors file."""
   arrays = {name: np.ascontiguousarray(a) for name, a in trees.flatten(params).items()}
   content = safetensors.numpy.save(arrays, metadata=metadata)
-  with files.replacing(pathlib.Path(path)) as temporary:
+  with files.replacing(path) as temporary:
     temporary.write_bytes(content)
 
 
@@ -58,9 +57,13 @@ def read_meta(path):
 
 @contextlib.contextmanager
 def _opened(path):
-  path = pathlib.Path(path)
+  path = paths.as_path(path)
   try:
-    with untrusted.reading(), safetensors.safe_open(path, framework="np") as file:
+    with (
+      untrusted.reading(),
+      files.local(path) as local,
+      safetensors.safe_open(local, framework="np") as file,
+    ):
       about = file.metadata() or {}
       if about.get("format") != FORMAT:
         raise UserError(

@@ -15,7 +15,7 @@ import zipfile
 
 import numpy as np
 
-from cfg.base import files, untrusted
+from cfg.base import files, paths, untrusted
 from cfg.base.errors import UserError
 from cfg.metrics import statistics
 
@@ -95,7 +95,7 @@ def write(path, reference: Reference) -> None:
     }
   for output, features in reference.features.items():
     arrays[f"{output}/features"] = np.asarray(features, np.float32)
-  files.write_npz(pathlib.Path(path), arrays)
+  files.write_npz(path, arrays)
 
 
 def names(path) -> list[str] | None:
@@ -125,7 +125,7 @@ def read(path, *, dims=None) -> Reference:
   Raises:
     UserError: none of these, or a damaged one.
   """
-  path = pathlib.Path(path).expanduser()
+  path = paths.as_path(path).expanduser()
   try:
     arrays = files.read_npz(path)
     with path.open("rb") as file:

@@ -1,10 +1,9 @@
 """Numbers as text: tables of a sweep and of given images, and the paper's beside."""
 
-import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from cfg.base import files
+from cfg.base import files, paths
 from cfg.metrics.metric import HELDOUT, TRAIN, Metric, fact, roles
 
 INCEPTION = "inception"
@@ -62,7 +61,7 @@ def strength_name(w: float) -> str:
 def read(workdir) -> dict | None:
   """The content of sweep.json; None if it is not there, or damaged: it is written anew."""
   try:
-    content = files.read_json(pathlib.Path(workdir) / "sweep.json")
+    content = files.read_json(paths.as_path(workdir) / "sweep.json")
   except (OSError, ValueError):
     return None
   return content if isinstance(content, dict) and "rows" in content else None

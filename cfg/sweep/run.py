@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from cfg.base import files, hosts, lock, sharding
+from cfg.base import files, hosts, lock, paths, sharding
 from cfg.base.config import ConfigDict
 from cfg.base.errors import UserError
 from cfg.base.progress import Progress
@@ -47,7 +47,7 @@ def sweep(config: ConfigDict, *, dataset: Dataset, mesh: Mesh, workdir) -> dict[
   Raises:
     UserError: no usable checkpoint, or settings that cannot give the numbers.
   """
-  workdir = pathlib.Path(workdir)
+  workdir = paths.as_path(workdir)
   settings = check(config, dataset=dataset, mesh=mesh)
   if settings.num_samples != config.sweep.num_samples:
     log.info(

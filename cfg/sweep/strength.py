@@ -1,7 +1,6 @@
 """One strength of a sweep: drawn, measured, kept batch by batch; a kill costs one batch."""
 
 import pathlib
-import shutil
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -120,7 +119,7 @@ def no_tilt(variant: Variant) -> str:
 def forget(variant: Variant, w: float) -> None:
   """Remove the batches that `measure_strength` kept."""
   if hosts.is_writer():
-    shutil.rmtree(_folder(variant, w), ignore_errors=True)
+    files.remove_tree(_folder(variant, w))
 
 
 def _folder(variant, w):

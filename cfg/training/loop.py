@@ -8,7 +8,19 @@ from typing import Any
 import jax
 from clu import parameter_overview
 
-from cfg.base import checkpoint, defaults, files, flops, hosts, lock, logs, optim, sharding, trees
+from cfg.base import (
+  checkpoint,
+  defaults,
+  files,
+  flops,
+  hosts,
+  lock,
+  logs,
+  optim,
+  paths,
+  sharding,
+  trees,
+)
 from cfg.base import config as config_lib
 from cfg.base.config import ConfigDict
 from cfg.base.errors import Stopped, UserError
@@ -54,7 +66,7 @@ def train(
       finite; what is needed to see why was kept.
     Stopped: SIGTERM or Ctrl-C came; the state was saved.
   """
-  workdir = pathlib.Path(workdir)
+  workdir = paths.as_path(workdir)
   if (workdir / weights.NAME).exists() and not checkpoint.directory(workdir).is_dir():
     raise UserError(
       f"the work directory {str(workdir)!r} holds imported weights, to sample from "
@@ -232,6 +244,7 @@ def _train_from(config, *, model, dataset, mesh, workdir, checkpoints):
             if last or guard.first is None:
               if not is_finite(state):
                 raise TooManySkipped(guard.first or step, step)
+              metrics_log.send()  # a run that resumes there needs what came before
               meta = describe(config, dataset=dataset, step=step, unlogged=unlogged)
               checkpoints.save(step, state=state, meta=meta)
               unsaved = False

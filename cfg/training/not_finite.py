@@ -1,13 +1,12 @@
 """A run that stopped as its loss or gradients were not finite: what it leaves, looked at again."""
 
 import pathlib
-import shutil
 from collections.abc import Mapping
 from typing import Any
 
 from jax.sharding import Mesh
 
-from cfg.base import checkpoint, files, hosts, optim
+from cfg.base import checkpoint, files, hosts, optim, paths
 from cfg.base.config import ConfigDict
 from cfg.base.errors import UserError
 from cfg.data import pipeline
@@ -57,7 +56,7 @@ def stopped(
   folder = workdir / FOLDER
   with hosts.together():
     if hosts.is_writer():
-      shutil.rmtree(folder, ignore_errors=True)
+      files.remove_tree(folder)
   count = skipped.last - first + 1
   why = f"the state after it is not finite, and was not kept: {found}"
   if finite:
@@ -84,7 +83,7 @@ def reproduce(
   Raises:
     UserError: no run stopped there.
   """
-  folder = pathlib.Path(workdir) / FOLDER
+  folder = paths.as_path(workdir) / FOLDER
   if not checkpoint.directory(folder).is_dir():
     raise UserError(
       f"{str(folder)!r} is not there: no training of {str(workdir)!r} stopped for numbers that are "

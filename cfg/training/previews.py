@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from cfg.base import images, sharding
+from cfg.base import images, paths, sharding
 from cfg.base.config import ConfigDict
 from cfg.data.dataset import Dataset
 from cfg.guidance import MAIN
@@ -41,7 +41,7 @@ class Previews:
     self.strengths = usable(config.preview.w) or usable((0.0, -1.0))
     self._seed = config.seed
     self._side = dataset.image_shape[0]
-    self._folder = pathlib.Path(workdir) / "previews"
+    self._folder = paths.as_path(workdir) / "previews"
     self._rows = min(model.num_classes, config.preview.num_classes)
     self._labels = np.repeat(np.arange(self._rows), config.preview.num_per_class)
     count = min(len(self._labels), config.sweep.batch_size)

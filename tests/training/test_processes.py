@@ -14,7 +14,7 @@ import time
 
 import pytest
 
-from cfg.base import checkpoint, trees
+from cfg.base import checkpoint, paths, trees
 from cfg.base.errors import Stopped
 from cfg.base.hosts import HostGone
 
@@ -62,8 +62,8 @@ def free_port():
     return server.getsockname()[1]
 
 
-def start(workdir, *options, count=2, indices=None, address=None):
-  """Processes of one run; what each says goes to <workdir>.<index>.log."""
+def start(workdir, *options, count=2, indices=None, address=None, logs=None):
+  """Processes of one run; what each says goes to <logs>.<index>.log, beside the work directory."""
   address, processes = address or f"127.0.0.1:{free_port()}", []
   for index in range(count) if indices is None else indices:
     command = [sys.executable, "-m", "cfg.main", f"--workdir={workdir}", *OPTIONS, *options]
@@ -75,7 +75,7 @@ def start(workdir, *options, count=2, indices=None, address=None):
         "JAX_NUM_PROCESSES": str(count),
         "JAX_PROCESS_ID": str(index),
       }
-    with open(f"{workdir}.{index}.log", "a") as log:
+    with open(f"{logs or workdir}.{index}.log", "a") as log:
       processes.append(subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT))
   return processes
 
@@ -98,8 +98,8 @@ def said(workdir, index):
 
 def losses(workdir):
   """{step: loss} of a run."""
-  with open(workdir / "metrics.jsonl") as log:
-    return {record["step"]: record["loss"] for record in map(json.loads, log) if "loss" in record}
+  records = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+  return {record["step"]: record["loss"] for record in records if "loss" in record}
 
 
 def wait_for_step(workdir, step, processes):
@@ -166,6 +166,21 @@ def test_a_sweep_has_the_same_images_and_table(runs):
   for mine, theirs in zip(two, one, strict=True):
     for name in ("fid", "inception_score", "label_accuracy", "nfe", "num_samples"):
       assert mine[name] == pytest.approx(theirs[name], rel=1e-3), name
+
+
+@pytest.mark.slow
+def test_in_a_bucket_two_processes_are_the_same(runs, bucket, tmp_path):
+  """They write their parts of a checkpoint there, go on from it, and sweep."""
+  one, _ = runs
+  workdir, logs = paths.as_path(f"{bucket}/two"), tmp_path / "two"
+  for mode, last in (("train", 8), ("all", 20)):
+    options = (f"--mode={mode}", f"--config.train.num_steps={last}", "--config.train.fsdp=1")
+    assert end(start(workdir, *options, logs=logs)) == [0, 0], said(logs, 0) + said(logs, 1)
+  assert "continuing at step 8 of 20" in said(logs, 0)
+  expected, found = losses(one), losses(workdir)
+  assert sorted(found) == sorted(expected)
+  assert max(abs(found[step] - expected[step]) for step in expected) < 1e-4
+  assert (workdir / "sweep.json").exists()
 
 
 @pytest.mark.parametrize("gone", [0, 1])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import time
 import jax
 import pytest
 
-from cfg.base import checkpoint, sharding, trees
+from cfg.base import checkpoint, paths, sharding, trees
 from cfg.training import loop
 
 # what a process costs is its start, saves and tracing: hence few of each, and a small network
@@ -51,14 +52,14 @@ def start():
   """Start `python -m cfg.main` in a process of its own; all share the suite's compilation cache,
   small programs included.
   """
-  env = {
-    **os.environ,
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-    "JAX_PLATFORMS": "cpu",
-  }
 
   def begin(workdir, mode):
+    env = {
+      **os.environ,
+      "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+      "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+      "JAX_PLATFORMS": "cpu",
+    }
     command = [
       sys.executable,
       "-m",
@@ -166,6 +167,29 @@ def test_killed_training_ends_with_the_same_state(interrupted, whole):
   assert final_state(workdir)[:2] == final_state(whole)[:2]
   assert train_records(workdir) == train_records(whole)
   assert [step for step, _ in train_records(whole)] == list(range(4, TRAIN_STEPS + 1, 4))
+
+
+def test_in_a_bucket_it_is_the_same_run(start, whole, bucket):
+  """Killed there once a checkpoint counts, it goes on from it, and state, log and table are those
+  of a run on this machine that was not killed.
+  """
+  workdir = paths.as_path(f"{bucket}/interrupted")
+  counted = lambda: workdir.is_dir() and any((workdir / "checkpoints").glob("*.sha256.json"))
+  process = start(workdir, "train")
+  wait_until(counted, process)
+  process.kill()
+  process.communicate()
+  code, output = finish(start(workdir, "all"))
+  assert code == 0, output
+  assert re.search(rf"continuing at step (12|24|36|48) of {TRAIN_STEPS}", output) and not re.search(
+    "cannot be used", output
+  )
+  assert final_state(workdir)[:2] == final_state(whole)[:2]
+  assert train_records(workdir) == train_records(whole)
+  read = lambda folder: json.loads((folder / "sweep.json").read_text())["rows"]
+  assert read(workdir) == read(whole)
+  there = {path.name for path in workdir.iterdir()}
+  assert {path.name for path in whole.iterdir()} <= there and "writer.lock" not in there
 
 
 def test_resumed_otherwise_it_is_the_same_run(config, digits, mesh1, tmp_path):
