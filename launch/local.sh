@@ -6,8 +6,9 @@
 #   launch/local.sh 1 configs/imagenet64.py runs/imagenet64 --config.data.path=/data/imagenet64
 #
 # Process i logs to WORKDIR/log.<i>.txt, and process 0 to the screen as well. Ctrl-C, or kill of the
-# process in WORKDIR/pid: all are asked to save and stop. The same command again goes on. The exit
-# code is that of the first process to fail; the others then have PATIENCE seconds (150) to notice and end.
+# process in WORKDIR/pid: all are asked to save and stop. (If WORKDIR is gs://bucket/name, these files
+# are in the folder `name` of this machine.) The same command again goes on. The exit code is that of
+# the first process to fail; the others then have PATIENCE seconds (150) to notice and end.
 #
 # Makes .venv beside launch/ if there is none, with the extra `cuda` where there is an NVIDIA card,
 # `tpu` where there is a TPU (EXTRA=cuda|tpu|none chooses). PYTHON=... is used as it is instead.
@@ -33,8 +34,11 @@ run() {
   if [ -z "${DRY_RUN:-}" ]; then "$@"; fi
 }
 
+# where the logs are
+here=$workdir
 case $workdir in
-  *://*) fail "WORKDIR is '$workdir': it must be a path of this machine; mount the bucket and give the folder" ;;
+  gs://?*/?*) here=$(basename "$workdir") ;;
+  *://*) fail "WORKDIR is '$workdir': it must be gs://bucket/folder, or a path of this machine; mount other buckets and give the folder" ;;
 esac
 
 # --- the GPUs of each process
@@ -60,17 +64,20 @@ if [ -z "${PYTHON:-}" ]; then
     if [ ${#gpus[@]} -gt 0 ]; then extra=cuda; fi
     if [ -e /dev/accel0 ] || [ -e /dev/vfio/0 ]; then extra=tpu; fi
   fi
+  extras=()
+  if [ "$extra" != none ]; then extras+=("$extra"); fi
+  if [ "$here" != "$workdir" ]; then extras+=(gcs); fi
   target=$root
-  if [ "$extra" != none ]; then target="${root}[$extra]"; fi
+  if [ ${#extras[@]} -gt 0 ]; then target="${root}[$(IFS=,; echo "${extras[*]}")]"; fi
   if [ ! -x "$python" ]; then run python3 -m venv "$root/.venv"; fi
   run "$python" -m pip install -q -e "$target"
 fi
 
 # --- the processes
 
-pid_file=$workdir/pid
+pid_file=$here/pid
 if [ -e "$pid_file" ] && ps -o args= -p "$(cat "$pid_file")" | grep -q local.sh; then
-  fail "$workdir is the work directory of process $(cat "$pid_file"), which runs: stop it with kill"
+  fail "$here has the logs of process $(cat "$pid_file"), which runs: stop it with kill"
 fi
 command=("$python" -m cfg.main "--config=$config" "--workdir=$workdir")
 together=()
@@ -95,10 +102,10 @@ variables() {
   fi
 }
 
-run mkdir -p "$workdir"
+run mkdir -p "$here"
 for ((i = 0; i < count; i++)); do
   variables "$i"
-  printf '+ '; printf '%q ' env ${own[@]+"${own[@]}"} "${command[@]}"; printf '>> %q\n' "$workdir/log.$i.txt"
+  printf '+ '; printf '%q ' env ${own[@]+"${own[@]}"} "${command[@]}"; printf '>> %q\n' "$here/log.$i.txt"
 done
 if [ -n "${DRY_RUN:-}" ]; then exit; fi
 
@@ -111,7 +118,7 @@ ask() {
 echo $$ >"$pid_file"
 trap 'rm -f "$pid_file"' EXIT
 # what process 0 says goes to the screen too, and Ctrl-C is not for tee
-exec 3> >(trap '' INT TERM HUP; exec tee -a "$workdir/log.0.txt")
+exec 3> >(trap '' INT TERM HUP; exec tee -a "$here/log.0.txt")
 screen=$!
 running=()
 trap ask INT TERM HUP
@@ -121,7 +128,7 @@ for ((i = 0; i < count; i++)); do
   if [ "$i" -eq 0 ]; then
     env ${own[@]+"${own[@]}"} "${command[@]}" >&3 2>&1 3>&- </dev/null &
   else
-    env ${own[@]+"${own[@]}"} "${command[@]}" >>"$workdir/log.$i.txt" 2>&1 3>&- </dev/null &
+    env ${own[@]+"${own[@]}"} "${command[@]}" >>"$here/log.$i.txt" 2>&1 3>&- </dev/null &
   fi
   running+=($!)
 done

@@ -10,11 +10,13 @@
 #   launch/tpu_pod.sh up     NAME ZONE TYPE  # queue for a slice (v4-32, v5litepod-64, ...), wait for it
 #   launch/tpu_pod.sh start  NAME ZONE CONFIG WORKDIR [--config.field=value ...]    # once
 #
-# WORKDIR is a path, one that all workers share if there are several (a mounted disk). Needs gcloud,
-# logged in, with a project. SPOT=1 queues for a slice that may be taken away. PREPARE='...' is a
-# command that each worker runs before the run, in its folder: a new slice has empty disks, so it
-# copies data and mounts a disk. RUNTIME chooses the machine's image, POLL the seconds between two
-# looks (60). DRY_RUN=1 prints the commands and runs none.
+# WORKDIR is gs://bucket/folder, or a path of the workers, which they share if there are several (a
+# mounted disk). Needs gcloud, logged in, with a project, and its key in ssh-agent. SPOT=1 queues for
+# a slice that may be taken away. PREPARE='...' is a command that each worker runs before the run, in
+# its folder: a new slice has empty disks, so it copies data. RUNTIME chooses the machine's image,
+# POLL the seconds between two looks (60). CREATE_FLAGS and SSH_FLAGS are more words for gcloud's
+# create, and for its ssh and scp (--internal-ips and --internal-ip, for example). DRY_RUN=1 prints
+# the commands and runs none.
 #
 # watch ends with the run's exit code: 0, or one that starting again does not help (1, 2, 70); with 75
 # after stop or down; with 1 if the run ended five times in a row within ten minutes of its start, or
@@ -41,7 +43,7 @@ queued() { run gcloud compute tpus queued-resources "$1" "$name" --zone="$zone" 
 tpu() { run gcloud compute tpus tpu-vm "$@"; }
 
 # COMMAND on WORKER (all, or a number)
-on() { tpu ssh "$name" --zone="$zone" --worker="$1" --command="$2"; }
+on() { tpu ssh "$name" --zone="$zone" --worker="$1" ${ssh_flags[@]+"${ssh_flags[@]}"} --command="$2"; }
 
 # --- the slice
 
@@ -82,7 +84,8 @@ create() {
       *) image=tpu-ubuntu2204-base ;;
     esac
   fi
-  queued create --node-id="$name" --accelerator-type="$type" --runtime-version="$image" ${SPOT:+--spot}
+  queued create --node-id="$name" --accelerator-type="$type" --runtime-version="$image" ${SPOT:+--spot} \
+    ${create_flags[@]+"${create_flags[@]}"}
 }
 
 # wait for the slice; make it if there is none, and again if it was taken away
@@ -122,7 +125,8 @@ up() {
 
 check_workdir() {
   case $1 in
-    *://*) fail "WORKDIR is '$1': it must be a path of the workers; mount the bucket or disk (PREPARE) and give the folder" ;;
+    gs://*) ;;
+    *://*) fail "WORKDIR is '$1': it must be gs://bucket/folder, or a path of the workers; mount other buckets or disks (PREPARE) and give the folder" ;;
   esac
 }
 
@@ -144,17 +148,20 @@ start() {
   runner="$command & echo \$! > ~/cfg.pid; wait \$!; echo \$? > ~/cfg.exit"
   on all "! { $look; } | grep 'cfg: running'" &&
     run git archive --format=tar.gz --output="$archive" "$commit" &&
-    tpu scp "$archive" "$name:cfg.tar.gz" --zone="$zone" --worker=all &&
+    tpu scp "$archive" "$name:cfg.tar.gz" --zone="$zone" --worker=all ${ssh_flags[@]+"${ssh_flags[@]}"} &&
     run rm -f "$archive" &&
     # files of an older commit would stay; the image's own Python is older than cfg needs
-    on all 'rm -rf cfg-code/cfg cfg-code/configs && mkdir -p cfg-code && tar -xzf cfg.tar.gz -C cfg-code && cd cfg-code && python3 -m pip install -q --user uv && ~/.local/bin/uv venv -q --allow-existing --python 3.12 .venv && ~/.local/bin/uv pip install -q -e ".[tpu]"' &&
+    on all 'rm -rf cfg-code/cfg cfg-code/configs && mkdir -p cfg-code && tar -xzf cfg.tar.gz -C cfg-code && cd cfg-code && python3 -m pip install -q --user uv && ~/.local/bin/uv venv -q --allow-existing --python 3.12 .venv && ~/.local/bin/uv pip install -q -e ".[tpu,gcs]"' &&
     { [ -z "${PREPARE:-}" ] || on all "cd cfg-code && $PREPARE"; } &&
     on all "cd cfg-code && rm -f ~/cfg.pid ~/cfg.exit ~/cfg.stop && (nohup bash -c $(printf %q "$runner") >> ~/cfg.log 2>&1 </dev/null &) && timeout 60 bash -c 'until [ -s ~/cfg.pid ]; do sleep 0.1; done'"
 }
 
 # watch CONFIG WORKDIR [options]
 watch() {
-  local seen codes code began=$SECONDS quick=0 first=1
+  local seen codes code errors silent=0 began=$SECONDS quick=0 first=1
+  errors=$(mktemp)
+  # shellcheck disable=SC2064 # it is gone when the trap runs
+  trap "rm -f '$errors'" EXIT
   while true; do
     up
     if [ -n "${DRY_RUN:-}" ]; then
@@ -162,11 +169,15 @@ watch() {
       return
     fi
     # one that is being repaired does not answer; the next look tells what became of it
-    if ! seen=$(gcloud compute tpus tpu-vm ssh "$name" --zone="$zone" --worker=all --command="$look" 2>/dev/null | grep '^cfg: '); then
+    if ! seen=$(gcloud compute tpus tpu-vm ssh "$name" --zone="$zone" --worker=all ${ssh_flags[@]+"${ssh_flags[@]}"} --command="$look" 2>"$errors" | grep '^cfg: '); then
       echo "the workers do not answer"
+      # at first and now and then why: a key or a firewall does not mend itself
+      if [ $((silent % 10)) -eq 0 ]; then tail -n 5 "$errors" >&2; fi
+      silent=$((silent + 1))
       sleep "$poll"
       continue
     fi
+    silent=0
     if grep -q 'cfg: running' <<<"$seen"; then
       first=''
       sleep "$poll"
@@ -208,6 +219,8 @@ watch() {
 action=$1 name=$2 zone=$3 poll=${POLL:-60}
 had='' ready='' # whether there is a slice, and was one to run on
 shift 3
+read -ra create_flags <<<"${CREATE_FLAGS:-}"
+read -ra ssh_flags <<<"${SSH_FLAGS:-}"
 cd "$(dirname "$0")/.."
 # what is committed is what runs, and goes on when it is started again
 commit=$(git rev-parse HEAD)
@@ -222,7 +235,7 @@ case $action in
     [ $# -ge 2 ] || usage
     check_workdir "$2"
     start "$@" || exit 1
-    echo "started on all workers; follow it with: $0 logs $name $zone"
+    [ -n "${DRY_RUN:-}" ] || echo "started on all workers; follow it with: $0 logs $name $zone"
     ;;
   watch)
     [ $# -ge 3 ] || usage

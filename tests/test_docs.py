@@ -38,7 +38,9 @@ FIELD_ROW = re.compile(r"^\| `([\w.]+)`( \*)? \| `(.+?)` \| (.+?) \| (.+?) \|$",
 FOLDERS = "cfg|configs|docs|tests|benchmarks|launch|notebooks"
 PATH = re.compile(rf"^(?:{FOLDERS})/[\w./]*$")
 # programs of others in the commands
-OTHERS = "docker export gcloud git kill kubectl scancel scontrol squeue tail".split()
+OTHERS = (
+  "docker eval export gcloud git kill kubectl ps scancel scontrol squeue ssh-add ssh-keygen tail"
+).split()
 SETUP = (ROOT / "setup.py").read_text(encoding="utf-8")
 
 

@@ -169,6 +169,18 @@ def test_asked_to_stop(notes, how):
   assert "process 0 is here" in out
 
 
+def test_in_a_bucket(notes):
+  """The run's files go there, and its logs to a folder of that name here."""
+  done = local(notes, 2, workdir="gs://bucket/runs/mine")
+  assert done.returncode == 0, done.stderr
+  assert "--workdir=gs://bucket/runs/mine" in (notes / "args.1").read_text().splitlines()
+  assert (notes.parent / "mine/log.1.txt").read_text() == "process 1 is here\n"
+  env = stand_ins.environment(notes, EXTRA="cuda", DRY_RUN="1")
+  words = ["1", "mine.py", "gs://bucket/mine"]
+  done = stand_ins.run(LAUNCH / "local.sh", *words, cwd=notes, env=env)
+  assert f"{ROOT}[cuda,gcs]" in done.stdout.replace("\\", "")
+
+
 def test_nohup(notes):
   """Below it the run goes on when the terminal closes; kill still asks it to stop."""
   process = started(notes, 1, ignored=[signal.SIGHUP], DO_0=LONG)

@@ -10,12 +10,14 @@ from stand_ins import LAUNCH
 SCRIPT = LAUNCH / "slurm.sbatch"
 
 
-def job(tmp_path, code, **variables):
-  """The script as Slurm runs it, with an srun that ends with `code`; (it, what it called)."""
+def job(tmp_path, code, *, requeued=0, **variables):
+  """The script as Slurm runs it, with an srun that ends with `code` and a scontrol with `requeued`:
+  (it, what it called).
+  """
   calls = tmp_path / "calls"
   note = f'printf "%s|" $(basename "$0") "$@" >> {calls}; echo >> {calls}'
   stand_ins.put(tmp_path / "tools", "srun", f"{note}; echo cpus $SRUN_CPUS_PER_TASK; exit {code}")
-  stand_ins.put(tmp_path / "tools", "scontrol", note)
+  stand_ins.put(tmp_path / "tools", "scontrol", f"{note}; exit {requeued}")
   env = stand_ins.environment(tmp_path / "tools", SLURM_JOB_ID="17", **variables)
   words = ["configs/digits.py", "a run", "--config.seed=3"]
   done = stand_ins.run(SCRIPT, *words, cwd=tmp_path, env=env)
@@ -74,11 +76,29 @@ def test_ends_that_stay(tmp_path, code):
 
 
 @pytest.mark.parametrize(
-  "code, restarts, again",
-  [(75, 0, True), (75, 500, True), (69, 0, True), (137, 19, True), (137, 20, False)],
+  "before, code, again",
+  [
+    ([], 75, True),
+    ([75] * 500, 75, True),
+    ([], 69, True),
+    ([75] * 30 + [69] * 10 + [137] * 8, 137, True),
+    ([137] * 30 + [75] + [69] * 18, 69, True),
+    ([75] + [69] * 10 + [137] * 9, 137, False),
+    ([69] * 30, 75, True),
+  ],
 )
-def test_ends_that_are_queued_again(tmp_path, code, restarts, again):
-  """Asked to stop: always; a process that was lost: 20 times."""
-  done, calls = job(tmp_path, code, SLURM_RESTART_COUNT=str(restarts))
+def test_ends_that_are_queued_again(tmp_path, before, code, again):
+  """Asked to stop: always; a process that was lost: less than 20 times in a row, however often the
+  time was up.
+  """
+  (tmp_path / "slurm-17.ends").write_text("".join(f"{end}\n" for end in before))
+  done, calls = job(tmp_path, code)
   assert done.returncode == code
   assert calls[1:] == ([["scontrol", "requeue", "17"]] if again else [])
+  assert ("ended with exit code 75: queued again" in done.stdout) == (code == 75)
+
+
+def test_stopped_for_good(tmp_path):
+  """Where Slurm does not queue it again, as its user has said, the exit code is the run's."""
+  done, calls = job(tmp_path, 75, requeued=1)
+  assert done.returncode == 75 and "not queued again" in done.stdout and len(calls) == 2

@@ -321,6 +321,35 @@ def test_up_fails_if_no_slice_can_be_had(cloud):
   assert "--runtime-version=v2-alpha-tpuv6e" in create and "--spot" not in create
 
 
+def test_why_the_workers_do_not_answer(cloud):
+  """Is said at first, and not with each look; a slice that cannot be reached is looked at again."""
+  cloud.there_is_a_slice()
+  gcloud = cloud.folder.parent / "tools/gcloud"
+  whole = gcloud.read_text()
+  gcloud.write_text(
+    whole.replace(
+      '"tpu-vm ssh")', '"tpu-vm ssh") echo "no key" >&2; echo >> "$CLOUD/looks"; exit 255'
+    )
+  )
+  process = cloud.start("watch", *WATCHED)
+  looks = cloud.folder / "looks"
+  wait_for(lambda: looks.exists() and looks.read_text().count("\n") > 5)
+  process.terminate()
+  out, err = process.communicate(timeout=30)
+  assert out.count("do not answer") > 4 and err.count("no key") == 1
+
+
+def test_more_words_for_gcloud(cloud):
+  """Reach what they are for."""
+  flags = {"CREATE_FLAGS": "--network=mine --internal-ips", "SSH_FLAGS": "--internal-ip"}
+  cloud.ends(0)
+  assert cloud.watch(**flags).returncode == 0
+  (create,) = cloud.calls("queued-resources create")
+  assert "|--network=mine|--internal-ips|" in create
+  reached = [*cloud.calls("tpu-vm ssh"), *cloud.calls("tpu-vm scp")]
+  assert all("|--internal-ip|" in call for call in reached) and len(reached) > 3
+
+
 def test_status(cloud):
   """The slice, each worker's process or exit code, and its log's end."""
   done = cloud.run("status")
