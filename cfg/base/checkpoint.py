@@ -23,7 +23,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from cfg.base import files, hosts, paths
-from cfg.base.errors import Stopped, UserError
+from cfg.base.errors import Stopped, Unavailable, UserError
 
 log = logging.getLogger(__name__)
 
@@ -157,7 +157,9 @@ class Checkpoints:
       return hosts.HostGone(hosts.gone(f"while step {step} was saved"))
     said = str(error).strip().split("\n")[0] or type(error).__name__
     said = said if len(said) < MOST_SAID else f"... {said[-MOST_SAID:]}"  # the cause comes last
-    return UserError(
+    # a disk that is full stays so, and a bucket that does not answer may again
+    kind = Unavailable if paths.is_remote(self._dir) else UserError
+    return kind(
       f"the checkpoint of step {step} cannot be written to {str(self._dir)!r} ({said}). Those "
       f"before it are as they were: make room or set its permissions, and run the same command "
       f"again."

@@ -1,7 +1,8 @@
 """The exceptions a user is meant to read, and what a command exits with.
 
-0: done; 1: bad input; 70: training stopped for numbers that are not finite; 75: asked to stop, and
-the same command goes on; 130: Ctrl-C where nothing is to be saved.
+0: done; 1: bad input; 69: what the run needs is gone, and may come again; 70: training stopped for
+numbers that are not finite; 75: asked to stop, and the same command goes on; 130: Ctrl-C where
+nothing is to be saved.
 """
 
 import difflib
@@ -20,6 +21,12 @@ class UserError(Exception):
   """Bad input. The message is one paragraph: what is wrong, where, and what to do."""
 
   exit_code = 1
+
+
+class Unavailable(UserError):
+  """Something that the run needs does not answer, and may again: another process, a bucket."""
+
+  exit_code = 69  # EX_UNAVAILABLE of sysexits.h: start it again
 
 
 class Stopped(Exception):
@@ -61,7 +68,7 @@ def run_command(main: Callable[[], None]) -> None:
       "before is as it was: run the same command again.",
       file=sys.stderr,
     )
-    sys.exit(UserError.exit_code)
+    sys.exit(Unavailable.exit_code)
 
 
 def nearest(name: str, known: Iterable[str], *, most: int = 3) -> str:

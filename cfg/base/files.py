@@ -17,7 +17,7 @@ import zipfile
 import numpy as np
 
 from cfg.base import hosts, paths, untrusted
-from cfg.base.errors import UserError
+from cfg.base.errors import Unavailable
 
 
 @contextlib.contextmanager
@@ -42,11 +42,11 @@ def replacing(path):
 
 
 def _send(path, target):
-  """Put a file of this machine into an object store. Raises UserError if it cannot be."""
+  """Put a file of this machine into an object store. Raises Unavailable if it cannot be."""
   try:
     target.fs.put_file(str(path), target.path)
   except Exception as e:  # libraries of several makers raise what they like
-    raise UserError(
+    raise Unavailable(
       f"{str(target)!r} cannot be written ({paths.said(e)}). What was finished before is as "
       "it was: run the same command again once it can be."
     ) from e

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from cfg.base.errors import Stopped, UserError
+from cfg.base.errors import Stopped, Unavailable, UserError
 
 # how the errors of a collective begin or end when another process is gone: Gloo's, NCCL's, jax's
 GONE = re.compile(
@@ -37,10 +37,8 @@ T = TypeVar("T")
 _index, _count = 0, 1
 
 
-class HostGone(UserError):
-  """Another process of the run is gone, or never came."""
-
-  exit_code = 69  # EX_UNAVAILABLE of sysexits.h: start all of them again
+class HostGone(Unavailable):
+  """Another process of the run is gone, or never came: start all of them again."""
 
 
 def joined(*, index: int, count: int) -> None:
@@ -98,12 +96,14 @@ def together() -> Iterator[None]:
     yield
   except (UserError, OSError) as e:
     error = e
-  outcomes = gather(None if error is None else [socket.gethostname(), str(error)])
+  code = getattr(error, "exit_code", UserError.exit_code)
+  outcomes = gather(None if error is None else [socket.gethostname(), str(error), code])
   if error is not None:
     raise error
   for number, outcome in enumerate(outcomes):
     if outcome is not None:
-      raise UserError(f"process {number} on {outcome[0]}: {outcome[1]}")
+      kind = Unavailable if outcome[2] == Unavailable.exit_code else UserError
+      raise kind(f"process {number} on {outcome[0]}: {outcome[1]}")
 
 
 def writer_first(make: Callable[[], T]) -> T:

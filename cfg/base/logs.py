@@ -1,6 +1,7 @@
 """Where a run keeps its numbers: metrics.jsonl and TensorBoard files."""
 
 import json
+import logging
 import math
 import os
 import pathlib
@@ -12,6 +13,9 @@ import numpy as np
 import tensorboardX
 
 from cfg.base import files, hosts, paths, untrusted
+from cfg.base.errors import Unavailable
+
+log = logging.getLogger(__name__)
 
 # seconds between two copies to a work directory in an object store, where files cannot grow
 SENT_EVERY = 60.0
@@ -72,7 +76,11 @@ class MetricsLog:
     for name, value in numbers.items():
       self._board.add_scalar(name, value, step)
     if time.monotonic() - self._sent > SENT_EVERY:
-      self.send()
+      try:
+        self.send()
+      except Unavailable as e:  # it is sent again, and must be before a checkpoint
+        self._sent = time.monotonic()
+        log.warning("%s", e)
 
   def send(self) -> None:
     """Put what was written where a resumed run finds it, if that is an object store."""

@@ -301,10 +301,26 @@ def test_a_bucket_that_cannot_be_used(gs, bucket, capsys):
   with pytest.raises(UserError, match="--workdir is 'gs://no-such-bucket/run', which cannot be wr"):
     paths.check_reached(gone, name="--workdir", write=True)
   assert names(gs) == []
-  with pytest.raises(SystemExit):
+  with pytest.raises(SystemExit) as e:
     run_command(lambda: files.write_text(gone / "a.txt", "a"))
+  assert e.value.code == 69  # it may come again
   said = capsys.readouterr().err
   assert said.startswith("error: ") and said.count("\n") == 1
+
+
+def test_a_log_waits_for_a_bucket(gs, monkeypatch, caplog):
+  """That does not answer: a run goes on until a checkpoint is due, and then nothing is lost."""
+  monkeypatch.setattr(logs, "SENT_EVERY", 0.0)
+  put = gs.fs.put_file
+  monkeypatch.setattr(gs.fs, "put_file", lambda *_: 1 / 0)
+  with logs.MetricsLog(gs, step=0) as log:
+    log.scalars(1, {"loss": 0.5})
+    assert "ZeroDivisionError" in caplog.text
+    with pytest.raises(UserError, match="cannot be written"):
+      log.send()
+    monkeypatch.setattr(gs.fs, "put_file", put)
+    log.send()
+    assert steps_logged(gs) == [1]
 
 
 def test_what_is_not_installed_is_named(monkeypatch):
