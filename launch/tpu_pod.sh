@@ -42,8 +42,11 @@ queued() { run gcloud compute tpus queued-resources "$1" "$name" --zone="$zone" 
 
 tpu() { run gcloud compute tpus tpu-vm "$@"; }
 
+# a worker that was taken away says no farewell: ssh asks whether it is there
+alive=(-oServerAliveInterval=30 -oServerAliveCountMax=4)
+
 # COMMAND on WORKER (all, or a number)
-on() { tpu ssh "$name" --zone="$zone" --worker="$1" ${ssh_flags[@]+"${ssh_flags[@]}"} --command="$2"; }
+on() { tpu ssh "$name" --zone="$zone" --worker="$1" "${alive[@]/#/--ssh-flag=}" ${ssh_flags[@]+"${ssh_flags[@]}"} --command="$2"; }
 
 # --- the slice
 
@@ -148,7 +151,7 @@ start() {
   runner="$command & echo \$! > ~/cfg.pid; wait \$!; echo \$? > ~/cfg.exit"
   on all "! { $look; } | grep 'cfg: running'" &&
     run git archive --format=tar.gz --output="$archive" "$commit" &&
-    tpu scp "$archive" "$name:cfg.tar.gz" --zone="$zone" --worker=all ${ssh_flags[@]+"${ssh_flags[@]}"} &&
+    tpu scp "$archive" "$name:cfg.tar.gz" --zone="$zone" --worker=all "${alive[@]/#/--scp-flag=}" ${ssh_flags[@]+"${ssh_flags[@]}"} &&
     run rm -f "$archive" &&
     # files of an older commit would stay; the image's own Python is older than cfg needs
     on all 'rm -rf cfg-code/cfg cfg-code/configs && mkdir -p cfg-code && tar -xzf cfg.tar.gz -C cfg-code && cd cfg-code && python3 -m pip install -q --user uv && ~/.local/bin/uv venv -q --allow-existing --python 3.12 .venv && ~/.local/bin/uv pip install -q -e ".[tpu,gcs]"' &&
@@ -169,7 +172,7 @@ watch() {
       return
     fi
     # one that is being repaired does not answer; the next look tells what became of it
-    if ! seen=$(gcloud compute tpus tpu-vm ssh "$name" --zone="$zone" --worker=all ${ssh_flags[@]+"${ssh_flags[@]}"} --command="$look" 2>"$errors" | grep '^cfg: '); then
+    if ! seen=$(gcloud compute tpus tpu-vm ssh "$name" --zone="$zone" --worker=all "${alive[@]/#/--ssh-flag=}" ${ssh_flags[@]+"${ssh_flags[@]}"} --command="$look" 2>"$errors" | grep '^cfg: '); then
       echo "the workers do not answer"
       # at first and now and then why: a key or a firewall does not mend itself
       if [ $((silent % 10)) -eq 0 ]; then tail -n 5 "$errors" >&2; fi

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 UNWRITABLE = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 # makers of what reads and writes object stores
-STORES = ("aiohttp", "gcsfs", "google")
+STORES = ("aiohttp", "gcsfs", "google", "requests", "urllib3")
 
 
 class UserError(Exception):
@@ -47,8 +47,18 @@ def run_command(main: Callable[[], None]) -> None:
   except Stopped as e:
     print(e, file=sys.stderr)
     sys.exit(e.exit_code)
-  except OSError as e:
-    if e.errno not in UNWRITABLE:
+  except KeyboardInterrupt:
+    sys.exit(130)
+  except Exception as e:
+    if is_of_store(e):  # some of them are OSErrors
+      said = " ".join(str(e).split()) or type(e).__name__
+      print(
+        f"error: the object store does not answer as it should ({said[:300]}). What was finished "
+        "before is as it was: run the same command again.",
+        file=sys.stderr,
+      )
+      sys.exit(Unavailable.exit_code)
+    if not isinstance(e, OSError) or e.errno not in UNWRITABLE:
       raise
     where = f"{str(e.filename)!r} cannot be used" if e.filename else "a file cannot be written"
     print(
@@ -57,18 +67,11 @@ def run_command(main: Callable[[], None]) -> None:
       file=sys.stderr,
     )
     sys.exit(UserError.exit_code)
-  except KeyboardInterrupt:
-    sys.exit(130)
-  except Exception as e:
-    if type(e).__module__.partition(".")[0] not in STORES:
-      raise
-    said = " ".join(str(e).split()) or type(e).__name__
-    print(
-      f"error: the object store does not do what it is asked ({said[:300]}). What was finished "
-      "before is as it was: run the same command again.",
-      file=sys.stderr,
-    )
-    sys.exit(Unavailable.exit_code)
+
+
+def is_of_store(error: BaseException) -> bool:
+  """Whether an object store, or the way to it, failed."""
+  return type(error).__module__.partition(".")[0] in STORES
 
 
 def nearest(name: str, known: Iterable[str], *, most: int = 3) -> str:

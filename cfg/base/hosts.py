@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from cfg.base.errors import Stopped, Unavailable, UserError
+from cfg.base.errors import Stopped, Unavailable, UserError, is_of_store
 
 # how the errors of a collective begin or end when another process is gone: Gloo's, NCCL's, jax's
 GONE = re.compile(
@@ -91,18 +91,20 @@ def together() -> Iterator[None]:
   if _count == 1:
     yield
     return
-  error: UserError | OSError | None = None
+  error: Exception | None = None
   try:
     yield
-  except (UserError, OSError) as e:
+  except Exception as e:
+    if not isinstance(e, (UserError, OSError)) and not is_of_store(e):
+      raise
     error = e
-  code = getattr(error, "exit_code", UserError.exit_code)
-  outcomes = gather(None if error is None else [socket.gethostname(), str(error), code])
+  lost = isinstance(error, Unavailable) or error is not None and is_of_store(error)
+  outcomes = gather(None if error is None else [socket.gethostname(), str(error), lost])
   if error is not None:
     raise error
   for number, outcome in enumerate(outcomes):
     if outcome is not None:
-      kind = Unavailable if outcome[2] == Unavailable.exit_code else UserError
+      kind = Unavailable if outcome[2] else UserError
       raise kind(f"process {number} on {outcome[0]}: {outcome[1]}")
 
 

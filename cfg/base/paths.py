@@ -9,12 +9,15 @@ import uuid
 from collections.abc import Callable
 from typing import TypeGuard
 
-from cfg.base.errors import UserError
+from cfg.base.errors import Unavailable, UserError, is_of_store
 
 # gs://bucket, s3://bucket, file:///x, also as pathlib writes it, gs:/bucket
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 _BUCKET = re.compile(r"gs://[a-z0-9][a-z0-9._-]+(/.*)?", re.DOTALL)
 
+# how a store says that asking again does not help, and how Google's libraries say so of themselves
+REFUSED = (400, 401, 403, 404)
+NO_CREDENTIALS = ("DefaultCredentialsError", "RefreshError")
 MOST_SAID = 200  # characters of an object store's error
 
 # a pathlib.Path, or a upath.UPath, which has its methods
@@ -79,7 +82,9 @@ def as_path(path: "str | os.PathLike[str] | Path") -> Path:
 
 
 def check_reached(path: Path, *, name: str, write: bool) -> None:
-  """Raise UserError if a path in an object store cannot be read, or, where it is to be, written."""
+  """Raise UserError if a path in an object store cannot be read, or, where it is to be, written;
+  Unavailable if that may change by itself.
+  """
   if not is_remote(path):
     return
   try:
@@ -90,7 +95,9 @@ def check_reached(path: Path, *, name: str, write: bool) -> None:
     else:
       path.is_dir()
   except Exception as e:  # libraries of several makers raise what they like
-    raise UserError(
+    lasts = getattr(e, "code", None) in REFUSED or type(e).__name__ in NO_CREDENTIALS
+    kind = Unavailable if is_of_store(e) and not lasts else UserError
+    raise kind(
       f"{name} is {str(path)!r}, which cannot be {'written' if write else 'read'} ({said(e)}): "
       "see that the bucket is there, that this machine has credentials (gcloud auth "
       "application-default login, or a service account), and that they may use it."

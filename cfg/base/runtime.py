@@ -15,7 +15,7 @@ from typing import Any
 import jax
 
 from cfg.base import hosts, rendezvous
-from cfg.base.errors import UserError
+from cfg.base.errors import Unavailable, UserError
 
 log = logging.getLogger(__name__)
 
@@ -130,7 +130,7 @@ def join_processes(facts: Mapping[str, Any], *, wait_s: float) -> None:
     UserError: it is not one of several, or they differ in a fact.
     HostGone: some did not come.
   """
-  address, count, index, local_devices = find_processes()
+  address, count, index, local_devices = find_processes(wait_s)
   rendezvous.meet(address, index=index, count=count, facts=facts, seconds=wait_s)
   # the loop turns SIGTERM into a save itself; jax's own service would swallow it elsewhere
   jax.config.update("jax_enable_preemption_service", False)
@@ -147,7 +147,7 @@ def join_processes(facts: Mapping[str, Any], *, wait_s: float) -> None:
   hosts.joined(index=index, count=count)
 
 
-def find_processes() -> tuple[str, int, int, list[int] | None]:
+def find_processes(wait_s: float = MEETING) -> tuple[str, int, int, list[int] | None]:
   """(address of the first process, how many there are, number of this one, the devices of this host
   that are its own or None for all).
 
@@ -163,9 +163,11 @@ def find_processes() -> tuple[str, int, int, list[int] | None]:
   if None in (address, count, index):
     try:
       address, count, index, devices = ClusterEnv.auto_detect_unset_distributed_params(
-        address, count, index, None, None, MEETING
+        address, count, index, None, None, int(wait_s)
       )
-    except (RuntimeError, ValueError, KeyError, OSError) as e:
+    except (RuntimeError, OSError) as e:  # a name or a service that is not there yet
+      raise Unavailable(_alone(_first_line(e) or type(e).__name__)) from e
+    except (ValueError, KeyError) as e:
       raise UserError(_alone(_first_line(e) or type(e).__name__)) from e
   if address is None or count is None or index is None:
     raise UserError(_alone("jax finds no cluster"))

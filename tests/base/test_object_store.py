@@ -5,6 +5,7 @@ Storage, and in memory.
 import json
 import pathlib
 import threading
+import time
 import uuid
 
 import jax
@@ -207,9 +208,19 @@ def test_a_writer_elsewhere(folder, quick, monkeypatch):
 
 @pytest.mark.parametrize("stale", [False, True])
 def test_one_of_many_is_the_writer(folder, quick, monkeypatch, stale):
-  """That find nobody, or one who is gone, at once."""
+  """That find nobody, or one who is gone, at once. Without mode="create" several are where nobody
+  was, and without SETTLED where one is gone.
+  """
   if stale:
     age(monkeypatch, holder(folder), lock.STALE + 5)
+  else:
+    monkeypatch.setattr(lock, "SETTLED", 0.0)
+  write = lock.Lock._write
+  # all have looked before the first writes, and they write one after the other
+  pauses = iter(0.1 + 0.015 * np.arange(8))
+  monkeypatch.setattr(
+    lock.Lock, "_write", lambda self, **k: time.sleep(next(pauses)) or write(self, **k)
+  )
   start, stay, held, refused = threading.Barrier(8), threading.Event(), [], []
 
   def contend():
@@ -306,6 +317,36 @@ def test_a_bucket_that_cannot_be_used(gs, bucket, capsys):
   assert e.value.code == 69  # it may come again
   said = capsys.readouterr().err
   assert said.startswith("error: ") and said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+  "module, name, code",
+  [
+    ("gcsfs.retry", "HttpError", 69),
+    ("aiohttp", "ServerTimeoutError", 69),
+    ("requests.exceptions", "ProxyError", 69),
+    ("google.auth.exceptions", "TransportError", 69),
+    ("google.auth.exceptions", "DefaultCredentialsError", 1),
+  ],
+)
+def test_a_store_that_may_answer_again(module, name, code, gs, monkeypatch, capsys):
+  """Ends a command with 69, in a paragraph, though some of its errors are OSErrors; without
+  credentials none will.
+  """
+  raised = getattr(pytest.importorskip(module), name)
+
+  def fail(*_, **__):
+    raise raised({"code": 503, "message": "busy"} if name == "HttpError" else "busy")
+
+  monkeypatch.setattr(gs.fs, "pipe_file", fail)
+  monkeypatch.setattr(gs.fs, "open", fail)
+  with pytest.raises(SystemExit) as e:
+    run_command(lambda: paths.check_reached(gs, name="--workdir", write=True))
+  assert e.value.code == code and capsys.readouterr().err.startswith("error: --workdir")
+  if code == 69:
+    with pytest.raises(SystemExit) as e:
+      run_command(fail)
+    assert e.value.code == code and capsys.readouterr().err.count("\n") == 1
 
 
 def test_a_log_waits_for_a_bucket(gs, monkeypatch, caplog):

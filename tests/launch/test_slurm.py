@@ -85,6 +85,7 @@ def test_ends_that_stay(tmp_path, code):
     ([137] * 30 + [75] + [69] * 18, 69, True),
     ([75] + [69] * 10 + [137] * 9, 137, False),
     ([69] * 30, 75, True),
+    ([143] * 30, 143, True),
   ],
 )
 def test_ends_that_are_queued_again(tmp_path, before, code, again):
