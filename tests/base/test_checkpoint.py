@@ -57,7 +57,9 @@ def test_round_trip(saved, mesh8):
 
 
 def test_chosen_steps_are_kept_for_good(tmp_path):
-  """Multiples of keep_every stay beside the newest, and come back by number, or not at all."""
+  """Multiples of keep_every stay beside the newest, and come back by number, or not at all. Where
+  hashes are not compared the damaged one is opened.
+  """
   with checkpoint.Checkpoints(tmp_path, keep=1, keep_every=2) as checkpoints:
     for step in range(1, 6):
       checkpoints.save(step, state=tree(step), meta={"step": step})
@@ -85,7 +87,7 @@ def flip(path):
 )
 def test_a_damaged_step_falls_back(saved, caplog, damage):
   """A flipped bit, a cut file, a lost file: the older step is opened, and the log says why; saving
-  goes on from there.
+  goes on from there. Where discard_after leaves it, it cannot.
   """
   damage(largest_file(saved, 2))
   with caplog.at_level(logging.WARNING, "cfg"), checkpoint.Checkpoints(saved) as checkpoints:
@@ -101,7 +103,7 @@ def test_a_damaged_step_falls_back(saved, caplog, damage):
 
 def test_a_lost_manifest_is_damage(saved, caplog):
   """Without it nothing tells a flipped bit: the older step is opened, and the log says why; of all
-  steps it is an error, not a new start.
+  steps it is an error, not a new start. It fails where a missing manifest is no damage.
   """
   manifest = lambda step: saved / "checkpoints" / f"{step}.sha256.json"
   manifest(2).unlink()
@@ -145,7 +147,8 @@ def killed_at(monkeypatch, name):
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_save_that_was_killed_does_not_count(tmp_path, monkeypatch):
   """Before its manifest: it is as if it had not been, in an empty work directory too, and what it
-  left goes when the run goes on. The steps before it stay, however many.
+  left goes when the run goes on. The steps before it stay, however many. It fails where steps()
+  does not leave out _unfinished().
   """
   with checkpoint.Checkpoints(tmp_path, keep=1) as checkpoints:
     for step in (1, 2):
@@ -168,7 +171,8 @@ def test_a_save_that_was_killed_does_not_count(tmp_path, monkeypatch):
 
 def test_nothing_makes_room_before_the_new_step_counts(tmp_path, monkeypatch):
   """The older step is removed after the newer one's manifest was written, and not if it cannot be:
-  the error comes with the next save, or at the end.
+  the error comes with the next save, or at the end. Where _finish keeps no error, nobody hears of
+  it.
   """
   full = OSError(28, "No space left on device")
 
@@ -198,7 +202,7 @@ def test_nothing_makes_room_before_the_new_step_counts(tmp_path, monkeypatch):
 
 def test_a_save_does_not_hold_up_what_comes_after(tmp_path, monkeypatch):
   """`save` comes back while files are being hashed; what is written is the state at the call,
-  whatever becomes of its arrays.
+  whatever becomes of its arrays. It fails where `save` waits for its thread.
   """
   hold, hashes = threading.Event(), checkpoint._hash_files
 

@@ -35,7 +35,9 @@ def test_exit_codes(error, code, said, capsys):
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EFBIG, errno.EROFS, errno.EACCES])
 def test_a_full_disk(number, capsys):
-  """What, where and why, in a line, whatever was being written."""
+  """What, where and why, in a line, whatever was being written. Without UNWRITABLE it is a
+  traceback.
+  """
   code, said = end(OSError(number, "no room", "runs/a/metrics.jsonl"), capsys)
   assert code == 1 and said.startswith("error: 'runs/a/metrics.jsonl' cannot be used (no room).")
   code, said = end(OSError(number, "no room"), capsys)

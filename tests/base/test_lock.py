@@ -34,7 +34,7 @@ def age(path, seconds):
 
 def test_the_second_writer_is_told_of_the_first(path):
   """Host, process and since when, the place and a way out; the first is not disturbed, and when it
-  ends nothing stays.
+  ends nothing stays. Without the refusal in _take both write.
   """
   with lock.Lock(path, what=WHAT) as first:
     with pytest.raises(UserError) as e, lock.Lock(path, what=WHAT):
@@ -68,7 +68,8 @@ def looking(monkeypatch):
 @pytest.mark.parametrize("silent", [lock.STALE - 1.5, lock.STALE + 5])
 def test_a_writer_elsewhere_is_gone_after_five_minutes(path, looking, silent):
   """Without a sign of life; it is waited for until then, since a run that was killed is started
-  again by programs.
+  again by programs. Without _may_be_gone the restart is refused; where age does not count, it waits
+  for ever.
   """
   write(path)
   age(path, silent)
@@ -80,7 +81,9 @@ def test_a_writer_elsewhere_is_gone_after_five_minutes(path, looking, silent):
 
 @pytest.mark.parametrize("sign", ["of life", "of another"])
 def test_a_writer_elsewhere_lives(path, looking, sign):
-  """It is named once that is seen, by its own sign or since another has taken its place."""
+  """It is named once that is seen, by its own sign or since another has taken its place. Where
+  _may_be_gone sees no sign it is taken over.
+  """
   write(path)
   age(path, 40)
   give = (lambda: age(path, 0)) if sign == "of life" else (lambda: write(path, process=8))
@@ -93,7 +96,9 @@ def test_a_writer_elsewhere_lives(path, looking, sign):
 
 
 def test_a_dead_process_of_this_host_is_gone_at_once(path):
-  """Killed while it held the lock; another process that got its number since is not it."""
+  """Killed while it held the lock; another process that got its number since is not it. Without the
+  look at processes, or at when they started, it holds for five minutes.
+  """
   program = f"""
 import sys, time
 from cfg.base import lock
@@ -127,7 +132,9 @@ def test_a_broken_file_holds_for_five_minutes(path, looking, text):
 
 
 def test_the_holder_gives_signs_of_life(path, monkeypatch):
-  """Its file's time moves on, and stands still once the lock was left."""
+  """Its file's time moves on, and stands still once the lock was left. It fails without os.utime in
+  _beat.
+  """
   monkeypatch.setattr(lock, "BEAT", 0.02)
   with lock.Lock(path, what=WHAT):
     age(path, 200)
@@ -138,7 +145,9 @@ def test_the_holder_gives_signs_of_life(path, monkeypatch):
 
 
 def test_who_was_taken_over_notices(path, monkeypatch):
-  """Before it writes; it neither gives life to the other's file nor removes it."""
+  """Before it writes; it neither gives life to the other's file nor removes it. Without the
+  comparison in `check` it goes on, and without that in __exit__ it removes the file.
+  """
   monkeypatch.setattr(lock, "BEAT", 0.02)
   with lock.Lock(path, what=WHAT) as own:
     write(path)
@@ -156,7 +165,9 @@ def test_who_was_taken_over_notices(path, monkeypatch):
 
 
 def test_one_of_many_takes_over(path, monkeypatch):
-  """A stale lock that sixteen find at once has one new holder, however slow the writing is."""
+  """A stale lock that sixteen find at once has one new holder, however slow the writing is. Without
+  flock five of them held it.
+  """
   write_json = lock.files.write_json
   monkeypatch.setattr(lock.files, "write_json", lambda *a: time.sleep(0.05) or write_json(*a))
   write(path)

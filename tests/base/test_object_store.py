@@ -78,7 +78,9 @@ def test_a_file_is_whole_or_not_there(folder):
 
 
 def test_the_writer_alone_writes(folder, monkeypatch):
-  """Of several processes; what others write goes nowhere."""
+  """Of several processes; what others write goes nowhere. It fails without is_writer in
+  `replacing`.
+  """
   monkeypatch.setattr(hosts, "is_writer", lambda: False)
   files.write_text(folder / "a.txt", "a")
   with logs.MetricsLog(folder, step=0) as log:
@@ -124,7 +126,7 @@ def steps_logged(folder):
 
 def test_logs_grow(folder, monkeypatch):
   """What was logged before `send`, or a minute ago, is there after a kill; a run that resumes drops
-  what comes again.
+  what comes again. It fails where `scalars` never sends.
   """
   killed = logs.MetricsLog(folder, step=0)
   for step in (1, 2, 3):
@@ -172,7 +174,9 @@ def age(monkeypatch, path, seconds):
 
 
 def test_one_writer(folder, quick, monkeypatch):
-  """The second is told of the first, which gives signs of life and leaves nothing."""
+  """The second is told of the first, which gives signs of life and leaves nothing. It fails where
+  _beat writes nothing.
+  """
   monkeypatch.setattr(lock, "BEAT", 0.05)
   path = folder / "writer.lock"
   with lock.Lock(path, what=WHAT) as first:
@@ -279,7 +283,9 @@ def files_of(saved, step):
 
 @pytest.mark.parametrize("damage", ["a bit", "cut short", "gone", "no manifest", "killed"])
 def test_damaged_checkpoints(saved, damage):
-  """Are found, and the one before is read; what a save that was killed left does not count."""
+  """Are found, and the one before is read; what a save that was killed left does not count. Where
+  listings are cached the next save fails, as Orbax sees what was removed.
+  """
   largest = max(files_of(saved, 2), key=lambda p: p.stat().st_size)
   content = largest.read_bytes()
   if damage == "a bit":
@@ -305,7 +311,7 @@ def test_damaged_checkpoints(saved, damage):
 
 
 def test_a_bucket_that_cannot_be_used(gs, bucket, capsys):
-  """Is one paragraph, when it is opened and later."""
+  """Is one paragraph, when it is opened and later. It fails where check_reached writes nothing."""
   gone = paths.as_path("gs://no-such-bucket/run")
   for write in (False, True):
     paths.check_reached(gs, name="--workdir", write=write)

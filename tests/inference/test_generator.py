@@ -210,7 +210,7 @@ def test_flops_are_those_of_the_whole_program(network, config, mesh1, rule):
 @pytest.mark.parametrize("mesh", ["mesh1", "mesh8"])
 def test_samples_that_are_not_finite_are_refused(network, mesh, request):
   """They would be rounded to 0, and measured: the error counts and names them; those of batches
-  without any are as ever.
+  without any are as ever. It fails where `checked` takes all for finite.
   """
   spoilt = lambda params: lambda z, logsnr, y: jnp.where((y == 2)[:, None, None, None], jnp.nan, z)
   made = generator(

@@ -66,7 +66,7 @@ def set_up(config, mesh):
 @pytest.mark.parametrize("value, accumulate", [(jnp.nan, 1), (jnp.inf, 2)])
 def test_a_step_that_is_not_finite_changes_nothing(small, mesh1, poisoned, value, accumulate):
   """Of one example in a batch: the state is bit for bit that before, its counter too, and the next
-  step goes on from it.
+  step goes on from it. Without the selection in the step all of it is not finite.
   """
   poisoned(lambda losses, params: value)
   small.train.accumulate = accumulate
@@ -82,7 +82,9 @@ def test_a_step_that_is_not_finite_changes_nothing(small, mesh1, poisoned, value
 
 
 def test_a_gradient_that_is_not_finite_is_no_update(small, mesh1, poisoned):
-  """Though the loss is: the slope of a square root at 0."""
+  """Though the loss is: the slope of a square root at 0. It fails where the loss alone is looked
+  at.
+  """
   poisoned(lambda losses, params: losses + jnp.sqrt(0 * params["conv_out"]["bias"][0]))
   step, state, _ = set_up(small, mesh1)
   _, metrics = step(state, step.place(batch_of([0, 3])))
@@ -136,7 +138,9 @@ def test_the_levels_are_those_of_the_bad_examples(small, mesh1, poisoned):
 
 
 def test_a_run_that_diverges_says_where(small, digits, mesh1, tmp_path):
-  """A rate of 1e30: the run stops with what went wrong, and `reproduce` finds the same again."""
+  """A rate of 1e30: the run stops with what went wrong, and `reproduce` finds the same again. Where
+  the guard never raises it goes on to its end.
+  """
   small.optimizer.update(learning_rate=1e30, warmup_steps=0)
   small.train.update(num_steps=30, checkpoint_every_steps=1, most_skipped=4)
   with pytest.raises(not_finite.NotFinite, match="the last 4 updates") as e:

@@ -185,7 +185,8 @@ def test_skipped_updates_are_counted(run):
 
 def test_too_many_skipped_updates_end_the_run(run, diagnosed, tmp_path):
   """At the third in a row, not at three: with the step they began at and what is wrong with it, and
-  the record of what was counted. Checkpoints that were good stay, and the state is kept apart.
+  the record of what was counted. Checkpoints that were good stay, and the state is kept apart. It
+  fails where a good step does not begin the count anew.
   """
   events, records = run(
     skipped=(2, 4, 5, 7, 8, 9),
@@ -219,7 +220,9 @@ def test_a_stop_is_in_order_though_updates_were_skipped(run, tmp_path):
 
 
 def test_no_checkpoint_is_written_that_is_not_finite(run, diagnosed, tmp_path, monkeypatch):
-  """Of parameters that overflow though loss and gradients do not: nothing is written."""
+  """Of parameters that overflow though loss and gradients do not: nothing is written. Without
+  is_finite before the save it is.
+  """
   call = FakeStep.__call__
 
   def overflow(self, state, batch):

@@ -171,7 +171,8 @@ def test_killed_training_ends_with_the_same_state(interrupted, whole):
 
 def test_in_a_bucket_it_is_the_same_run(start, whole, bucket):
   """Killed there once a checkpoint counts, it goes on from it, and state, log and table are those
-  of a run on this machine that was not killed.
+  of a run on this machine that was not killed. Without `send` before a checkpoint the log lacks
+  records.
   """
   workdir = paths.as_path(f"{bucket}/interrupted")
   counted = lambda: workdir.is_dir() and any((workdir / "checkpoints").glob("*.sha256.json"))
