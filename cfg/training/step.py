@@ -206,11 +206,12 @@ class TrainStep:
     """[(name, compiled program)] for trees of ShapeDtypeStructs: the state, and one micro-batch of
     all hosts.
     """
+    seed_key = jax.eval_shape(lambda: self._seed_key)  # the key itself is on devices that are here
     if self._parts == 1:
-      return [("step", self._step.lower(state, batch, self._seed_key).compile())]
+      return [("step", self._step.lower(state, batch, seed_key).compile())]
     total = jax.eval_shape(self._zeros)
     return [
-      ("micro-batch", self._add.lower(total, state.params, batch, self._seed_key).compile()),
+      ("micro-batch", self._add.lower(total, state.params, batch, seed_key).compile()),
       ("update", self._apply.lower(state, total).compile()),
     ]
 

@@ -28,6 +28,16 @@ def folder(request):
   return paths.as_path(f"{root}/{uuid.uuid4().hex}")
 
 
+@pytest.fixture(params=["local", "memory", "gs"])
+def any_folder(request, tmp_path):
+  """One of this machine too."""
+  if request.param == "local":
+    return tmp_path
+  pytest.importorskip("upath")
+  root = "memory://bucket" if request.param == "memory" else request.getfixturevalue("bucket")
+  return paths.as_path(f"{root}/{uuid.uuid4().hex}")
+
+
 @pytest.fixture
 def gs(bucket):
   """A folder of its own on the fake server."""
@@ -61,40 +71,41 @@ def test_which_addresses_can_be_work_directories(bucket):
       workdir(text)
 
 
-def test_a_file_is_whole_or_not_there(folder):
+def test_a_file_is_whole_or_not_there(any_folder):
   """What fails while it is written leaves the old one; what is written is read again."""
-  files.write_json(folder / "a.json", {"a": 1})
-  files.write_npz(folder / "a.npz", {"x": np.arange(6).reshape(2, 3)})
-  with pytest.raises(ValueError, match="half-way"), files.replacing(folder / "a.json") as tmp:
+  files.write_json(any_folder / "a.json", {"a": 1})
+  files.write_npz(any_folder / "a.npz", {"x": np.arange(6).reshape(2, 3)})
+  with pytest.raises(ValueError, match="half-way"), files.replacing(any_folder / "a.json") as tmp:
     tmp.write_text("{")
     raise ValueError("half-way")
-  assert files.read_json(folder / "a.json") == {"a": 1}
+  assert files.read_json(any_folder / "a.json") == {"a": 1}
   np.testing.assert_array_equal(
-    files.read_npz(folder / "a.npz")["x"], np.arange(6).reshape(2, 3), strict=True
+    files.read_npz(any_folder / "a.npz")["x"], np.arange(6).reshape(2, 3), strict=True
   )
-  assert names(folder) == ["a.json", "a.npz"]
+  assert names(any_folder) == ["a.json", "a.npz"]
   with pytest.raises(FileNotFoundError):
-    files.read_json(folder / "b.json")
+    files.read_json(any_folder / "b.json")
 
 
-def test_the_writer_alone_writes(folder, monkeypatch):
+def test_the_writer_alone_writes(any_folder, monkeypatch):
   """Of several processes; what others write goes nowhere. It fails without is_writer in
   `replacing`.
   """
   monkeypatch.setattr(hosts, "is_writer", lambda: False)
-  files.write_text(folder / "a.txt", "a")
-  with logs.MetricsLog(folder, step=0) as log:
+  files.write_text(any_folder / "a.txt", "a")
+  with logs.MetricsLog(any_folder, step=0) as log:
     log.scalars(1, {"loss": 1.0})
-  assert names(folder) == []
+  assert names(any_folder) == []
 
 
-def test_a_tree_is_removed(folder):
+def test_a_tree_is_removed(any_folder):
   """With what is below it, and nothing else; what is not there is no fault."""
   for name in ("a/1.txt", "a/b/2.txt", "ab.txt"):
-    files.write_text(folder / name, name)
-  files.remove_tree(folder / "a")
-  files.remove_tree(folder / "a")
-  assert names(folder) == ["ab.txt"]
+    (any_folder / name).parent.mkdir(parents=True, exist_ok=True)
+    files.write_text(any_folder / name, name)
+  files.remove_tree(any_folder / "a")
+  files.remove_tree(any_folder / "a")
+  assert names(any_folder) == ["ab.txt"]
 
 
 def test_a_library_gets_a_local_file(folder):

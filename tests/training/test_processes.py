@@ -112,6 +112,12 @@ def wait_for_step(workdir, step, processes):
     time.sleep(0.05)
 
 
+def leave(workdir, step):
+  """What a save that is killed leaves."""
+  (workdir / f"checkpoints/{step}").mkdir(parents=True)
+  (workdir / f"checkpoints/{step}.saving").touch()
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
   """(of one process, of two by turns): work directories of 20 steps, swept by one and by two."""
@@ -119,13 +125,13 @@ def runs(tmp_path_factory):
   one, two = folder / "one", folder / "two"
   steps = lambda n: f"--config.train.num_steps={n}"
   assert end(start(one, steps(20), count=1)) == [0], said(one, 0)
+  # what a first save that was killed leaves, and later another: the first process alone removes it
+  leave(two, 3)
   # a checkpoint of two is read by one, and that of one by two
   for count, last in ((2, 8), (1, 14)):
     turn = start(two, "--mode=train", steps(last), "--config.train.fsdp=1", count=count)
     assert end(turn) == [0] * count, said(two, 0) + said(two, 1)
-  # what a save that was killed leaves, which the first process alone removes
-  (two / "checkpoints/17").mkdir()
-  (two / "checkpoints/17.saving").touch()
+  leave(two, 17)
   assert end(start(two, steps(20))) == [0, 0], said(two, 0) + said(two, 1)
   return one, two
 
