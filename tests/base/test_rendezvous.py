@@ -44,7 +44,9 @@ def test_all_come_and_the_port_is_free_again(address):
 
 
 def test_an_absent_process_is_named(address):
-  """By number, with those that are there, at all of them, and in time."""
+  """By number, with those that are there, at all of them, and in time. It fails where _absent is
+  not said.
+  """
   start = time.monotonic()
   errors = meet_all(address, [{"index": 0}, {"index": 2}], seconds=1.5)
   assert time.monotonic() - start < 5
@@ -74,7 +76,9 @@ def test_without_the_first_process_the_others_name_it(address):
   ],
 )
 def test_a_difference_is_named_at_all(address, other, expected):
-  """Config, versions, how many there are, their numbers: no process goes on."""
+  """Config, versions, how many there are, their numbers: no process goes on. It fails where facts
+  are not compared, or numbers.
+  """
   errors = meet_all(address, [{"index": 0}, {"index": 1}, {"index": 2, **other}])
   assert len(errors) == 3
   for error in errors:
@@ -82,7 +86,9 @@ def test_a_difference_is_named_at_all(address, other, expected):
 
 
 def test_a_stranger_does_no_harm(address):
-  """What is no process's word is passed over: bytes, JSON of another kind, a deep nest, silence."""
+  """What is no process's word is passed over: bytes, JSON of another kind, a deep nest, silence.
+  Without _is_process the meeting does not end.
+  """
   port = int(address.split(":")[1])
   with concurrent.futures.ThreadPoolExecutor(1) as pool:
     first = pool.submit(rendezvous.meet, address, index=0, count=2, facts=FACTS, seconds=20)
@@ -99,7 +105,9 @@ def test_a_stranger_does_no_harm(address):
 
 
 def test_a_silent_stranger_keeps_nobody(address, monkeypatch):
-  """One that stays and says nothing is waited for briefly."""
+  """One that stays and says nothing is waited for briefly. It fails where a word is waited for as
+  long as the processes.
+  """
   monkeypatch.setattr(rendezvous, "PROMPT", 0.5)
   port = int(address.split(":")[1])
   start = time.monotonic()

@@ -158,7 +158,9 @@ def test_each_file_has_one_writer(runs):
 
 
 def test_the_first_process_removes_what_a_killed_save_left(runs):
-  """While the others wait: Orbax synchronises them when each first looks at the checkpoints."""
+  """While the others wait: Orbax synchronises them when each first looks at the checkpoints. Where
+  discard_after leaves that to chance, a run over what a first save left hangs.
+  """
   names = sorted(path.name for path in (runs[1] / "checkpoints").iterdir())
   assert names == ["14", "14.sha256.json", "20", "20.sha256.json"]
 
@@ -206,7 +208,9 @@ def test_one_process_killed_ends_the_other(tmp_path, gone):
 
 
 def test_a_signal_to_one_process_stops_all_after_the_same_step(tmp_path):
-  """SIGTERM to the second one: both save and end in order, and the checkpoint counts."""
+  """SIGTERM to the second one: both save and end in order, and the checkpoint counts. It fails
+  where a process acts on its own signal.
+  """
   workdir = tmp_path / "run"
   processes = start(workdir, "--mode=train", "--config.train.num_steps=100000")
   wait_for_step(workdir, 2, processes)
@@ -222,7 +226,9 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(tmp_path):
 
 
 def test_processes_that_were_started_otherwise_do_nothing(tmp_path):
-  """Another seed at the second one: both say so, and there is no work directory of either."""
+  """Another seed at the second one: both say so, and there is no work directory of either. It fails
+  where the config is not among the facts.
+  """
   workdir = tmp_path / "run"
   address = f"127.0.0.1:{free_port()}"
   processes = [
