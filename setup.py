@@ -26,7 +26,7 @@ setup(
   packages=[*find_packages(include=["cfg", "cfg.*"]), "cfg.configs"],
   # the configs come along: cfg.main looks for configs/NAME.py there too
   package_dir={"cfg.configs": "configs"},
-  package_data={"cfg": ["data/preparing/imagenet_classes.txt"]},
+  package_data={"cfg": ["data/preparing/imagenet_classes.txt", "training/targets/*.txtpb"]},
   python_requires=">=3.11",
   install_requires=[
     "absl-py>=2.1",

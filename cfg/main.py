@@ -7,6 +7,7 @@ cfg.data.prepare, cfg.interop.*) read theirs with argparse.
 
 import logging
 import math
+import os
 import pathlib
 import sys
 from collections.abc import Callable
@@ -116,7 +117,16 @@ def dry_run(run):
   from cfg.training import dry_run
 
   dry_run.check(run.config)
-  cost = dry_run.dry_run(run.config, mesh=run.mesh, memory_gb=MEMORY_GB.value)
+  given = dict(mesh=run.mesh, memory_gb=MEMORY_GB.value)
+  if TOPOLOGY.value:
+    from cfg.base import sharding
+    from cfg.training import chips
+
+    topology = chips.find(TOPOLOGY.value)
+    mesh = sharding.make_mesh(chips.devices(topology), fsdp=run.config.train.fsdp)
+    log.info("compiling for %s: %s", TOPOLOGY.value, chips.EXPECT[topology.platform])
+    given |= dict(topology=topology, mesh=mesh)
+  cost = dry_run.dry_run(run.config, **given)
   say(dry_run.table(cost))
 
 
@@ -176,6 +186,11 @@ WAIT_FOR_HOSTS = flags.DEFINE_float(
   "different times.",
   lower_bound=0.0,
 )
+TOPOLOGY = flags.DEFINE_string(
+  "topology",
+  None,
+  "dry_run: compile for chips that are not there: v4-32, v5e-8, v5p-16, v6e-8, h100, h100x8, ...",
+)
 MEMORY_GB = flags.DEFINE_float(
   "memory_gb", None, "dry_run: memory of one device in 1e9 bytes. Default: what it has."
 )
@@ -191,6 +206,10 @@ def main() -> None:
     supervise.in_child()
   mode = MODES[MODE.value]
   config = CONFIG.value
+  if TOPOLOGY.value:
+    if MODE.value != "dry_run":
+      raise UserError(f"--topology is for --mode=dry_run, not {MODE.value}: leave it out.")
+    os.environ["JAX_PLATFORMS"] = "cpu"  # its devices are made up
   import_jax()
   check_config(config)
   workdir = None if mode.workdir == "none" else find_workdir(create=mode.workdir == "make")

@@ -68,6 +68,9 @@ CASES = {
     ["--mode=dry_run", "--config.train.batch_size=127"],
     ["train.batch_size", "devices"],
   ),
+  "a bucket of another maker": (["--workdir=s3://b/x"], ["--workdir is 's3://b/x'", "gs://bucket"]),
+  "no such chip": (["--mode=dry_run", "--topology=v4-31"], ["--topology is 'v4-31'", "v4-32"]),
+  "a chip to train on": (["--mode=train", "--topology=v4-32"], ["--mode=dry_run", "train"]),
   "nothing trained": (["--mode=sample", "--w=1"], ["no checkpoint", "--mode=train"]),
 }
 

@@ -14,12 +14,20 @@ from cfg.base.config import ConfigDict
 from cfg.base.errors import UserError
 from cfg.data import sources
 from cfg.models import networks, unet
+from cfg.training import compiled
+from cfg.training.chips import Topology
 from cfg.training.step import TrainStep, state_init
 
 GB = 1e9
 
 
-def dry_run(config: ConfigDict, *, mesh: jax.sharding.Mesh, memory_gb: float | None = None) -> dict:
+def dry_run(
+  config: ConfigDict,
+  *,
+  mesh: jax.sharding.Mesh,
+  memory_gb: float | None = None,
+  topology: Topology | None = None,
+) -> dict:
   """Compile the training step of `config` on `mesh` and report its cost; nothing is allocated or
   trained.
 
@@ -27,11 +35,13 @@ def dry_run(config: ConfigDict, *, mesh: jax.sharding.Mesh, memory_gb: float | N
     config: the whole config.
     mesh: from sharding.make_mesh; on a CPU it may have any number of virtual devices.
     memory_gb: of one device, in units of 1e9 bytes; None for what the device has.
+    topology: that the mesh's devices stand for (chips.devices), if they are not there.
 
   Returns:
     {"parameters", "flops_forward", "flops_training" (per image), "num_devices", "backend",
     "micro_batch" (per device), "state_bytes" (per device, by part), "temp_bytes" (per device),
-    "peak_bytes" (per device), "memory_bytes", "largest_micro_batch" (per device)}.
+    "peak_bytes" (per device), "memory_bytes", "largest_micro_batch" (per device)}; of a topology
+    also what `update_on` says. On TPUs, where a compilation takes long, the largest is None.
 
   Raises:
     UserError: a batch size that the devices cannot share, or fields that do not fit each other.
@@ -45,15 +55,21 @@ def dry_run(config: ConfigDict, *, mesh: jax.sharding.Mesh, memory_gb: float | N
   forward, training = flops.of_network(model, image_shape=image_shape)
   costs = Costs(config, model=model, image_shape=image_shape, mesh=mesh)
   micro = config.train.batch_size // (parts * mesh.size)
-  memory = memory_gb * GB if memory_gb else device_memory(mesh)
+  if memory_gb:
+    memory = memory_gb * GB
+  elif topology is not None:
+    memory = topology.chip.memory * topology.chip.taken
+  else:
+    memory = device_memory(mesh)
   measured = costs.measure(micro)
-  return {
+  search = topology is None or topology.platform != "tpu"
+  report = {
     "parameters": unet.num_params(costs.state.params),
     "flops_forward": forward,
     "flops_training": training,
     "num_devices": mesh.size,
     "fsdp": mesh.shape["fsdp"],
-    "backend": f"{jax.default_backend()} ({mesh.devices.flat[0].device_kind})",
+    "backend": f"{mesh.devices.flat[0].platform} ({mesh.devices.flat[0].device_kind})",
     "batch_size": config.train.batch_size,
     "accumulate": parts,
     "micro_batch": micro,
@@ -61,7 +77,40 @@ def dry_run(config: ConfigDict, *, mesh: jax.sharding.Mesh, memory_gb: float | N
     "temp_bytes": measured["temp"],
     "peak_bytes": measured["peak"],
     "memory_bytes": int(memory),
-    "largest_micro_batch": costs.largest(memory, known={micro: measured["peak"]}),
+    "largest_micro_batch": (
+      costs.largest(memory, known={micro: measured["peak"]}) if search else None
+    ),
+  }
+  if topology is not None:
+    report |= update_on(topology, costs.programs(micro), parts=parts)
+    report["utilisation"] = training * micro * parts / (topology.chip.peak * report["seconds"])
+  return report
+
+
+def update_on(topology: Topology, programs: list[tuple[str, str]], *, parts: int) -> dict:
+  """What one update does on one device of a topology, by the texts of its programs.
+
+  XLA estimates a TPU's cycles, but for custom calls, which are charged their bytes at the memory's
+  rate; of a GPU there is a floor alone, all bytes at that rate. Neither has the collectives' time.
+
+  Returns:
+    {"bytes_moved", "collectives" {kind: (how many, bytes)}, "cycles", "seconds", "custom_seconds"
+    (of "seconds", those charged), "groups" {part: its share of cycles or bytes}}.
+  """
+  chip = topology.chip
+  times = {"micro-batch": parts}
+  total = compiled.added([(times.get(name, 1), compiled.summary(text)) for name, text in programs])
+  charged = total.custom_bytes / chip.bandwidth if chip.clock else 0.0
+  seconds = total.cycles / chip.clock + charged if chip.clock else total.bytes / chip.bandwidth
+  by = 0 if chip.clock else 1
+  whole = sum(cost[by] for cost in total.groups.values()) or 1
+  return {
+    "bytes_moved": total.bytes,
+    "collectives": total.collectives,
+    "cycles": total.cycles,
+    "seconds": seconds,
+    "custom_seconds": charged,
+    "groups": {name: cost[by] / whole for name, cost in total.groups.items()},
   }
 
 
@@ -71,11 +120,16 @@ class Costs:
   def __init__(self, config, *, model, image_shape, mesh):
     self._mesh = mesh
     self._image_shape = image_shape
+    self._texts = {}
     optimizer = optim.make_optimizer(**config.optimizer)
     init = state_init(config, model=model, optimizer=optimizer, image_shape=image_shape)
     self.state = jax.eval_shape(init, jax.random.key(0))
     self._parts = config.train.accumulate
     self._step = TrainStep(config, model=model, optimizer=optimizer, mesh=mesh, state=self.state)
+
+  def programs(self, micro_batch):
+    """[(name, text)] of the programs that `measure` compiled for it."""
+    return [(name, text()) for name, text in self._texts[micro_batch]]
 
   def state_bytes(self):
     """{part: bytes a device}: what is there between the forward passes, and the gradients that
@@ -107,7 +161,9 @@ class Costs:
     resident = sum(bytes_.values()) - bytes_["gradients"]
     temp = 0
     peak = 0
-    for _, program in self._step.compile(self.state, batch):
+    programs = self._step.compile(self.state, batch)
+    self._texts[micro_batch] = [(name, program.as_text) for name, program in programs]
+    for _, program in programs:
       memory = program.memory_analysis()
       new = memory.output_size_in_bytes - memory.alias_size_in_bytes
       # of the state, what this program does not see
@@ -176,11 +232,8 @@ def table(report: dict) -> str:
       f"{gb(report['temp_bytes'])}, gradients included, compiled for {report['backend']}",
     ),
     ("peak a device", gb(report["peak_bytes"])),
-    (
-      "fits",
-      f"in {gb(report['memory_bytes'])} a device: micro-batches of "
-      f"{report['largest_micro_batch'] or 'not even 1'} images a device",
-    ),
+    ("fits", _fits(report)),
+    *(_update_rows(report) if "collectives" in report else ()),
   ]
   text = "\n".join(f"{name:>18}  {value}" for name, value in rows)
   if on_cpu:
@@ -189,6 +242,37 @@ def table(report: dict) -> str:
       "(there bf16 is computed as bf16). State is exact."
     )
   return text
+
+
+def _fits(report):
+  memory = f"{si(report['memory_bytes'])}B a device"
+  if report["largest_micro_batch"] is None:
+    fits = report["peak_bytes"] <= report["memory_bytes"]
+    return f"{'in' if fits else 'NOT in'} {memory}"
+  largest = report["largest_micro_batch"] or "not even 1"
+  return f"in {memory}: micro-batches of {largest} images a device"
+
+
+def _update_rows(report):
+  """Rows of the table for `update_on`."""
+  moved = sorted(report["collectives"].items())
+  said = [f"{count} {kind} of {si(size)}B" for kind, (count, size) in moved]
+  groups = list(report["groups"].items())[:3]
+  rows = [
+    ("bytes an update", f"{si(report['bytes_moved'])}B read and written by a device's kernels"),
+    ("collectives", ", ".join(said) or "none"),
+    ("dearest", ", ".join(f"{name} {share:.0%}" for name, share in groups)),
+  ]
+  milliseconds = f"{1e3 * report['seconds']:.0f} ms"
+  if report["cycles"]:
+    charged = 1e3 * report["custom_seconds"]
+    what = f"by XLA's estimate of {si(report['cycles'])}cycles" + (
+      f", {charged:.0f} ms charged for custom calls" if charged else ""
+    )
+  else:
+    what = "if memory alone took time"
+  use = f"at most {report['utilisation']:.0%} of the peak rate"
+  return [*rows, ("an update", f"at least {milliseconds}, {what}, without collectives: {use}")]
 
 
 def si(number: float) -> str:

@@ -1,0 +1,167 @@
+"""What can be compiled for without being there, and what the compiled programs are said to do."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cfg.base import sharding
+from cfg.base.errors import UserError
+from cfg.training import chips, compiled, dry_run
+
+# one device's program as a TPU's compiler writes it: a loop, an array in the chip's own memory
+# (S(1)), a started collective, a custom call
+TEXT = """
+HloModule jit_train_step, is_scheduled=true
+
+%fused (p: bf16[8,128]) -> bf16[8,128] {
+  %p = bf16[8,128]{1,0} parameter(0)
+  ROOT %n = bf16[8,128]{1,0} negate(%p)
+}
+
+%body (t: (bf16[8,128])) -> (bf16[8,128]) {
+  %t = (bf16[8,128]{1,0}) parameter(0)
+  %g = bf16[8,128]{1,0:T(8,128)(2,1)} get-tuple-element(%t), index=0
+  %l = bf16[8,128]{1,0:T(8,128)(2,1)} fusion(%g), calls=%fused, ATTENTION, C_700
+  ROOT %r = (bf16[8,128]{1,0}) tuple(%l)
+}
+
+%condition (t: (bf16[8,128])) -> pred[] {
+  %t = (bf16[8,128]{1,0}) parameter(0)
+  ROOT %c = pred[] constant(false)
+}
+
+ENTRY %main (a: f32[16,128], b: bf16[8,128]) -> bf16[8,128] {
+  %a = f32[16,128]{1,0} parameter(0)
+  %b = bf16[8,128]{1,0} parameter(1)
+  %s = ((bf16[8,128]{1,0}), bf16[64,128]{1,0}) all-gather-start(%b), channel_id=1, dimensions={0}
+  %d = bf16[64,128]{1,0} all-gather-done(%s)
+  %x = bf16[64,128]{1,0:T(8,128)S(1)} fusion(%a, /*index=1*/%d), calls=%fused, CONVOLUTION, C_300
+  %k = bf16[8,128]{1,0} custom-call(%b), custom_call_target="tpu_custom_call", KERNEL
+  %u = (bf16[8,128]{1,0}) tuple(%k)
+  %w = (bf16[8,128]{1,0}) while(%u), condition=%condition, body=%body
+  ROOT %o = bf16[8,128]{1,0} get-tuple-element(%w), index=0
+}
+"""
+for word, whole in {
+  "ATTENTION": 'metadata={op_name="jit(train_step)/jvp(UNet)/down0_0_attn/softmax"}',
+  "CONVOLUTION": 'metadata={op_name="jit(train_step)/UNet/down0_0_res/conv1/conv"}',
+  "KERNEL": 'metadata={op_name="jit(train_step)/UNet/mid_attn/kernel"}',
+  "C_700": 'backend_config={"estimated_cycles":"700"}',
+  "C_300": 'backend_config={"estimated_cycles":"300"}',
+}.items():
+  TEXT = TEXT.replace(word, whole)
+
+
+def test_a_program_in_numbers():
+  """Bytes of arrays in the card's memory, cycles, collectives by what a device gets, groups."""
+  found = compiled.summary(TEXT)
+  small, large, f32 = 8 * 128 * 2, 64 * 128 * 2, 16 * 128 * 4
+  assert found.collectives == {"all-gather": (1, large)}
+  assert found.cycles == 1000
+  # the loop's fusion reads and writes; the other reads, and writes to the chip; the custom call
+  assert found.bytes == 2 * small + (f32 + large) + 2 * small
+  assert found.custom_bytes == 2 * small
+  assert found.groups == {"attention": (700, 4 * small), "convolutions": (300, f32 + large)}
+
+
+def text_of(function, *args, **shardings):
+  """The text of a compiled program."""
+  return jax.jit(function, **shardings).lower(*args).compile().as_text()
+
+
+def test_real_programs(mesh8):
+  """What XLA writes for a CPU: each collective's bytes on one device, and a kernel's."""
+  rows, whole = sharding.batch_sharding(mesh8), sharding.replicated(mesh8)
+  a = jax.ShapeDtypeStruct((64, 32), jnp.float32)
+  gathered = text_of(lambda a: a, a, in_shardings=rows, out_shardings=whole)
+  assert sum(size for _, size in compiled.collectives(gathered).values()) == 64 * 32 * 4
+  summed = text_of(lambda a: a.sum(0), a, in_shardings=rows, out_shardings=whole)
+  assert compiled.collectives(summed) == {"all-reduce": (1, 32 * 4)}
+  b = jax.ShapeDtypeStruct((1000,), jnp.float32)
+  (kernel,) = compiled.kernels(text_of(lambda a, b: jnp.sin(a) + b, b, b))
+  assert kernel.bytes == 3 * 4000 and kernel.cycles == 0 and not kernel.custom
+
+
+def test_several_programs():
+  """Micro-batches count as often as they run, the update once."""
+  once = compiled.summary(TEXT)
+  total = compiled.added([(4, once), (1, once)])
+  assert total.bytes == 5 * once.bytes and total.cycles == 5 * once.cycles
+  assert total.custom_bytes == 5 * once.custom_bytes
+  assert total.collectives["all-gather"] == (5, 5 * once.collectives["all-gather"][1])
+  assert total.groups == {name: (5 * a, 5 * b) for name, (a, b) in once.groups.items()}
+
+
+def test_an_update_on_a_topology():
+  """A TPU's time is its cycles and what custom calls are charged; a GPU's floor is its bytes."""
+  programs = [("micro-batch", TEXT), ("update", TEXT)]
+  once = compiled.summary(TEXT)
+  tpu = dry_run.update_on(chips.find("v4-32"), programs, parts=3)
+  charged = 4 * once.custom_bytes / 1.228e12
+  assert tpu["custom_seconds"] == pytest.approx(charged)
+  assert tpu["seconds"] == pytest.approx(4 * 1000 / 1.05e9 + charged)
+  assert tpu["groups"] == {"attention": 0.7, "convolutions": 0.3}
+  gpu = dry_run.update_on(chips.find("h100"), programs, parts=3)
+  assert gpu["seconds"] == pytest.approx(4 * once.bytes / 3.352e12)
+  assert gpu["custom_seconds"] == 0 and gpu["bytes_moved"] == 4 * once.bytes
+  assert sum(gpu["groups"].values()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("name", chips.names())
+def test_names(name):
+  """Each has as many chips as it says, and its chip a peak rate; two cores are a v4's chip."""
+  topology = chips.find(name)
+  if topology.platform == "cuda":
+    shape, count = topology.options["topology"], int(name.partition("x")[2] or 1)
+  else:
+    shape, count = topology.shape.partition(":")[2], int(name.partition("-")[2])
+    count //= 2 if name.startswith(("v4", "v5p")) else 1
+  assert math.prod(map(int, shape.split("x"))) == count
+  assert 1e14 < topology.chip.peak < 1e15 and 8e11 < topology.chip.bandwidth < 5e12
+
+
+def test_clocks():
+  """Peak rates are the clock times whole matrix units of 128 squared, two FLOPs a product."""
+  for kind, chip in chips.CHIPS.items():
+    if chip.clock:
+      units = chip.peak / (2 * chip.clock * 128**2)
+      assert units == pytest.approx(round(units), rel=0.01), kind
+
+
+def test_what_cannot_be(monkeypatch):
+  """A name that is none, and a compiler that is not installed: what to do."""
+  with pytest.raises(UserError, match="'h10', which is none.*'h100'"):
+    chips.find("h10")
+  monkeypatch.setattr(chips.importlib.util, "find_spec", lambda name: None)
+  for name, extra in (("v5e-8", "tpu"), ("h100x8", "cuda")):
+    with pytest.raises(UserError, match=rf"pip install -e '\.\[{extra}\]'"):
+      chips.devices(chips.find(name))
+
+
+def test_dry_run_of_a_topology(config, mesh8, monkeypatch):
+  """With eight CPU devices in the place of eight H100s: it reports what the programs do, compares
+  with the H100's memory less a tenth, and says so in its table; on TPUs nothing is searched.
+  """
+  config.model.update(ch_mult=(1,), attn_resolutions=())
+  config.train.update(batch_size=32, accumulate=2)
+  topology = chips.find("h100x8")
+  report = dry_run.dry_run(config, mesh=mesh8, topology=topology)
+  assert report["memory_bytes"] == int(0.9 * topology.chip.memory)
+  assert report["micro_batch"] == 2 and report["largest_micro_batch"] > 1000
+  params = report["parameters"] * 4
+  count, size = report["collectives"]["all-reduce"]
+  # the gradients of both micro-batches, and little else
+  assert count >= 2 and 2 * params <= size < 2.2 * params
+  assert 0 < report["utilisation"] < 1 and np.isfinite(report["seconds"])
+  text = dry_run.table(report)
+  for word in ("collectives", "all-reduce", "dearest", "of the peak rate", "in 76.4 GB a device"):
+    assert word in text, text
+  names = ("bytes_moved", "collectives", "groups", "seconds")
+  found = {**{name: report[name] for name in names}, "cycles": 10**6, "custom_seconds": 0.002}
+  monkeypatch.setattr(dry_run, "update_on", lambda *_, **__: found)
+  tpu = dry_run.dry_run(config, mesh=mesh8, topology=chips.find("v5e-8"))
+  assert "XLA's estimate of 1.000 Mcycles, 2 ms charged" in dry_run.table(tpu)
+  assert tpu["largest_micro_batch"] is None and "fits  in 15.2 GB a device" in dry_run.table(tpu)
