@@ -19,7 +19,7 @@ something else: see docs/data.md. Without Inception's weights, add --config.ince
 --config.judge.num_steps=20000 for numbers in the features of a judge.
 
 Hardware: 8 GPUs of 80 GB. Each update consists of 8 micro-batches of 32 images per GPU
-(--mode=dry_run finds room for 48 where bf16 is computed as f32). On a larger slice set
+(--mode=dry_run --topology=h100 finds room for 128). On a larger slice set
 --config.train.accumulate=1, with less memory raise it: the update is the same. For one GPU of 12 GB
 see imagenet64_12gb.py.
 Time: 819.2 million images at 0.63 TFLOP each. Estimated, not measured: 2 days on 8 H200 at 45% of
