@@ -14,7 +14,9 @@ import functools
 import hashlib
 import logging
 import pathlib
+import sys
 import threading
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -63,6 +65,7 @@ class Checkpoints:
   def _manager(self):
     """Orbax's, which keeps everything: a step is removed once a newer one counts."""
     self._dir.mkdir(parents=True, exist_ok=True)
+    _say_once()
     return ocp.CheckpointManager(
       str(self._dir),
       options=ocp.CheckpointManagerOptions(enable_async_checkpointing=True),
@@ -307,6 +310,22 @@ class Checkpoints:
     names = recorded.keys() | found.keys()
     wrong = sorted(name for name in names if found.get(name) != recorded.get(name))
     return f"content differs from its hash: {', '.join(wrong)}" if wrong else None
+
+
+@functools.cache
+def _say_once():
+  """Of a save that fails, which `wait` tells, say nothing else: TensorStore and asyncio would print
+  a traceback for each of its other arrays, whose event loop is closed by then.
+  """
+  logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+  warnings.filterwarnings("ignore", "coroutine 'async_serialize", RuntimeWarning)
+  others = sys.unraisablehook
+
+  def hook(args):
+    if not (args.exc_type is RuntimeError and str(args.exc_value) == "Event loop is closed"):
+      others(args)
+
+  sys.unraisablehook = hook
 
 
 def directory(workdir: str | pathlib.Path) -> pathlib.Path:

@@ -1,6 +1,8 @@
 """Checkpoints that check themselves, and the config they belong to."""
 
 import logging
+import subprocess
+import sys
 import threading
 
 import jax
@@ -220,6 +222,37 @@ def test_a_save_does_not_hold_up_what_comes_after(tmp_path, monkeypatch):
     hold.set()
     checkpoints.wait()
     assert trees.tree_hash(checkpoints.restore()[1]) == trees.tree_hash(tree(1))
+
+
+FULL_DISK = """
+import resource, sys
+import absl.logging
+import jax.numpy as jnp
+from cfg.base import checkpoint
+from cfg.base.errors import run_command
+
+absl.logging.set_verbosity(absl.logging.FATAL)  # as cfg.main does
+
+def save(size, step):
+  state = {str(i): jnp.arange(i, i + size, dtype=jnp.float32) for i in range(60)}
+  with checkpoint.Checkpoints(sys.argv[1]) as checkpoints:
+    checkpoints.save(step, state=state, meta={"step": step})
+
+save(100, 1)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+run_command(lambda: save(10**5, 2))
+"""
+
+
+def test_a_full_disk_is_one_paragraph(tmp_path):
+  """And the step before is as it was. Without _say_once there are tracebacks too."""
+  command = [sys.executable, "-c", FULL_DISK, str(tmp_path)]
+  done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+  assert done.returncode == 1
+  assert done.stderr.startswith("error: the checkpoint of step 2 cannot be written"), done.stderr
+  assert "File too large" in done.stderr and done.stderr.count("\n") == 1
+  with checkpoint.Checkpoints(tmp_path) as checkpoints:
+    assert checkpoints.steps() == [1] and checkpoints.intact(1)
 
 
 def test_a_part_is_read_alone(saved):
