@@ -228,8 +228,7 @@ def test_one_of_many_is_the_writer(folder, quick, monkeypatch, stale):
   """
   if stale:
     age(monkeypatch, holder(folder), lock.STALE + 5)
-  else:
-    monkeypatch.setattr(lock, "SETTLED", 0.0)
+  monkeypatch.setattr(lock, "SETTLED", 1.0 if stale else 0.0)
   write = lock.Lock._write
   # all have looked before the first writes, and they write one after the other
   pauses = iter(0.1 + 0.015 * np.arange(8))
