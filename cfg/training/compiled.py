@@ -94,7 +94,7 @@ def collectives(text: str) -> dict[str, tuple[int, int]]:
 
 def _received(instruction):
   """Bytes of a collective's results; the started form has its operands before them."""
-  arrays = list(_arrays(instruction.type))
+  arrays = list(_arrays(instruction.type, on_chip=True))
   if instruction.operation.endswith("-start") and instruction.operation != "all-reduce-start":
     counted = len(re.findall(r"%[\w.\-]+", instruction.rest.split(")")[0]))
     arrays = arrays[counted : 2 * counted]
@@ -135,10 +135,10 @@ def group(source: str) -> str:
   return next((name for name, pattern in GROUPS if re.search(pattern, source)), "update and rest")
 
 
-def _arrays(type_):
-  """Bytes of each array of a type, but for those in a memory of the chip's own (S(1) and so on)."""
+def _arrays(type_, *, on_chip=False):
+  """Bytes of each array of a type; of those in the chip's own memory (S(1) and so on) if asked."""
   for dtype, shape, layout in _ARRAY.findall(type_):
-    if dtype in BYTES and not re.search(r"S\([1-9]\)", layout):
+    if dtype in BYTES and (on_chip or not re.search(r"S\([1-9]\)", layout)):
       size = BYTES[dtype]
       for side in filter(None, shape.split(",")):
         size *= int(side)

@@ -38,6 +38,7 @@ ENTRY %main (a: f32[16,128], b: bf16[8,128]) -> bf16[8,128] {
   %b = bf16[8,128]{1,0} parameter(1)
   %s = ((bf16[8,128]{1,0}), bf16[64,128]{1,0}) all-gather-start(%b), channel_id=1, dimensions={0}
   %d = bf16[64,128]{1,0} all-gather-done(%s)
+  %e = (bf16[32]{0:T(256)(128)(2,1)S(1)}, f32[4,8]{1,0}) all-reduce(%b, %a), channel_id=2
   %x = bf16[64,128]{1,0:T(8,128)S(1)} fusion(%a, /*index=1*/%d), calls=%fused, CONVOLUTION, C_300
   %k = bf16[8,128]{1,0} custom-call(%b), custom_call_target="tpu_custom_call", KERNEL
   %u = (bf16[8,128]{1,0}) tuple(%k)
@@ -59,7 +60,7 @@ def test_a_program_in_numbers():
   """Bytes of arrays in the card's memory, cycles, collectives by what a device gets, groups."""
   found = compiled.summary(TEXT)
   small, large, f32 = 8 * 128 * 2, 64 * 128 * 2, 16 * 128 * 4
-  assert found.collectives == {"all-gather": (1, large)}
+  assert found.collectives == {"all-gather": (1, large), "all-reduce": (1, 32 * 2 + 4 * 8 * 4)}
   assert found.cycles == 1000
   # the loop's fusion reads and writes; the other reads, and writes to the chip; the custom call
   assert found.bytes == 2 * small + (f32 + large) + 2 * small
