@@ -71,9 +71,14 @@ class Lock:
     }
     with self._deciding():
       holder = self._holder()
-      if holder is not None and not self._is_gone(holder):
-        if self._may_be_gone(holder):
-          return False
+      try:
+        lives = holder is not None and not self._is_gone(holder)
+        waits = lives and self._may_be_gone(holder)
+      except FileNotFoundError:  # in an object store it can be released meanwhile
+        return False
+      if waits:
+        return False
+      if lives:
         raise UserError(
           f"process {holder.get('process')} on {holder.get('host')} {self._what} in "
           f"{str(self._path.parent)!r} since {holder.get('since')}: wait for it, stop it, or "

@@ -15,7 +15,7 @@ KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective
 # instructions that move nothing by themselves
 FREE = frozenset(
   "parameter get-tuple-element tuple bitcast constant iota while call conditional after-all "
-  "partition-id replica-id opt-barrier".split()
+  "partition-id replica-id opt-barrier async-start async-update".split()
 )
 _ARRAY = re.compile(r"\b([a-z]+\d*(?:e\d+m\d+\w*)?)\[([\d,]*)\](?:\{([^}]*)\})?")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
@@ -119,6 +119,9 @@ def kernels(text: str) -> Iterator[Kernel]:
       kind = each.operation.removesuffix("-start")
       if each.operation in FREE or each.operation.endswith("-done") or kind in KINDS:
         continue
+      if each.operation in ("copy-start", "slice-start"):
+        yield Kernel(group(each.source), _copied(each.type), 0, custom=False)
+        continue
       operands = re.findall(r"%([\w.\-]+)", each.rest.split(")")[0])
       read = (types[o] for o in operands if not types.get(o, "(").strip().startswith("("))
       cycles = re.search(r'"estimated_cycles":"(\d+)"', each.rest)
@@ -128,6 +131,13 @@ def kernels(text: str) -> Iterator[Kernel]:
         cycles=int(cycles[1]) if cycles else 0,
         custom=each.operation == "custom-call",
       )
+
+
+def _copied(type_):
+  """Bytes of a copy that goes on in the background: its type has where it goes, and where from."""
+  ends = [match[0] for match in list(_ARRAY.finditer(type_))[:2]]
+  size = min(sum(_arrays(end, on_chip=True)) for end in ends)
+  return size * sum(1 for end in ends if sum(_arrays(end)))
 
 
 def group(source: str) -> str:

@@ -221,6 +221,20 @@ def test_a_writer_elsewhere(folder, quick, monkeypatch):
   assert names(folder) == ["writer.lock"]
 
 
+def test_a_holder_that_leaves_while_it_is_looked_at(folder, quick, monkeypatch):
+  """Is gone at the next look."""
+  path = holder(folder)
+  modified = files.modified
+
+  def leave(looked_at):
+    path.unlink(missing_ok=True)
+    return modified(looked_at)
+
+  monkeypatch.setattr(files, "modified", leave)
+  with lock.Lock(path, what=WHAT) as own:
+    own.check()
+
+
 @pytest.mark.parametrize("stale", [False, True])
 def test_one_of_many_is_the_writer(folder, quick, monkeypatch, stale):
   """That find nobody, or one who is gone, at once. Without mode="create" several are where nobody

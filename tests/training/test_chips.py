@@ -38,6 +38,9 @@ ENTRY %main (a: f32[16,128], b: bf16[8,128]) -> bf16[8,128] {
   %b = bf16[8,128]{1,0} parameter(1)
   %s = ((bf16[8,128]{1,0}), bf16[64,128]{1,0}) all-gather-start(%b), channel_id=1, dimensions={0}
   %d = bf16[64,128]{1,0} all-gather-done(%s)
+  %p = (f32[16,128]{1,0:T(8,128)S(1)}, f32[16,128]{1,0:T(8,128)}, u32[]{:S(2)}) copy-start(%a)
+  %q = f32[16,128]{1,0:T(8,128)S(1)} copy-done(%p)
+  %y = ((f32[16,128]{1,0}), f32[4,128]{1,0:S(1)}, s32[]{:S(2)}) slice-start(%a), slice={[0:4]}
   %e = (bf16[32]{0:T(256)(128)(2,1)S(1)}, f32[4,8]{1,0}) all-reduce(%b, %a), channel_id=2
   %x = bf16[64,128]{1,0:T(8,128)S(1)} fusion(%a, /*index=1*/%d), calls=%fused, CONVOLUTION, C_300
   %k = bf16[8,128]{1,0} custom-call(%b), custom_call_target="tpu_custom_call", KERNEL
@@ -62,10 +65,15 @@ def test_a_program_in_numbers():
   small, large, f32 = 8 * 128 * 2, 64 * 128 * 2, 16 * 128 * 4
   assert found.collectives == {"all-gather": (1, large), "all-reduce": (1, 32 * 2 + 4 * 8 * 4)}
   assert found.cycles == 1000
-  # the loop's fusion reads and writes; the other reads, and writes to the chip; the custom call
-  assert found.bytes == 2 * small + (f32 + large) + 2 * small
+  # the loop's fusion reads and writes; the other reads, and writes to the chip; the custom call; a
+  # copy and a slice are read, and written to the chip
+  assert found.bytes == 2 * small + (f32 + large) + 2 * small + (f32 + f32 // 4)
   assert found.custom_bytes == 2 * small
-  assert found.groups == {"attention": (700, 4 * small), "convolutions": (300, f32 + large)}
+  assert found.groups == {
+    "attention": (700, 4 * small),
+    "convolutions": (300, f32 + large),
+    "update and rest": (0, f32 + f32 // 4),
+  }
 
 
 def text_of(function, *args, **shardings):
@@ -104,7 +112,7 @@ def test_an_update_on_a_topology():
   charged = 4 * once.custom_bytes / 1.228e12
   assert tpu["custom_seconds"] == pytest.approx(charged)
   assert tpu["seconds"] == pytest.approx(4 * 1000 / 1.05e9 + charged)
-  assert tpu["groups"] == {"attention": 0.7, "convolutions": 0.3}
+  assert tpu["groups"] == {"attention": 0.7, "convolutions": 0.3, "update and rest": 0}
   gpu = dry_run.update_on(chips.find("h100"), programs, parts=3)
   assert gpu["seconds"] == pytest.approx(4 * once.bytes / 3.352e12)
   assert gpu["custom_seconds"] == 0 and gpu["bytes_moved"] == 4 * once.bytes
