@@ -163,6 +163,8 @@ class Lock:
     """Whether a process of another host has not given a sign of life since the first look."""
     if holder.get("host") == self._own["host"]:
       return False
+    if not holder:  # it is not whole, and may be being written
+      return True
     sign = (holder, files.modified(self._path))
     if self._first is None:
       self._first = sign

@@ -95,6 +95,19 @@ def test_a_writer_elsewhere_lives(path, looking, sign):
   timer.join()
 
 
+def test_a_file_that_is_being_written_is_of_no_other_writer(path, looking):
+  """It is looked at again, and then names who lives."""
+  write(path)
+  age(path, 40)
+  timers = [threading.Timer(0.2, lambda: path.write_text("")), threading.Timer(0.6, write, [path])]
+  for timer in timers:
+    timer.start()
+  with pytest.raises(UserError, match="process 7 on elsewhere"):
+    lock.Lock(path, what=WHAT).__enter__()
+  for timer in timers:
+    timer.join()
+
+
 def test_a_dead_process_of_this_host_is_gone_at_once(path):
   """Killed while it held the lock; another process that got its number since is not it. Without the
   look at processes, or at when they started, it holds for five minutes.
