@@ -17,6 +17,7 @@ FREE = frozenset(
   "parameter get-tuple-element tuple bitcast constant iota while call conditional after-all "
   "partition-id replica-id opt-barrier async-start async-update".split()
 )
+PARTS = ("slice", "dynamic-slice", "gather")
 _ARRAY = re.compile(r"\b([a-z]+\d*(?:e\d+m\d+\w*)?)\[([\d,]*)\](?:\{([^}]*)\})?")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
 _OPERATION = re.compile(r"\s([a-z][a-z0-9\-]*)\(")
@@ -122,15 +123,35 @@ def kernels(text: str) -> Iterator[Kernel]:
       if each.operation in ("copy-start", "slice-start"):
         yield Kernel(group(each.source), _copied(each.type), 0, custom=False)
         continue
-      operands = re.findall(r"%([\w.\-]+)", each.rest.split(")")[0])
-      read = (types[o] for o in operands if not types.get(o, "(").strip().startswith("("))
       cycles = re.search(r'"estimated_cycles":"(\d+)"', each.rest)
       yield Kernel(
         group=group(each.source),
-        bytes=sum(_arrays(each.type)) + sum(sum(_arrays(type_)) for type_ in read),
+        bytes=sum(_arrays(each.type)) + sum(_read(each, types, found)),
         cycles=int(cycles[1]) if cycles else 0,
         custom=each.operation == "custom-call",
       )
+
+
+def _read(instruction, types, found):
+  """Bytes that it reads of each operand: of one that its computation only takes parts of, the
+  parts.
+  """
+  called = re.search(r"calls=%?([\w.\-]+)", instruction.rest)
+  inside = found.get(called[1], []) if called else []
+  parameters = {e.rest.split(")")[0]: e.name for e in inside if e.operation == "parameter"}
+  for i, operand in enumerate(_operands(instruction)):
+    if types.get(operand, "(").strip().startswith("("):
+      continue
+    whole = sum(_arrays(types[operand]))
+    parts = [e for e in inside if parameters.get(str(i)) in _operands(e)]
+    if whole and parts and all(e.operation in PARTS for e in parts):
+      whole = min(whole, sum(sum(_arrays(e.type, on_chip=True)) for e in parts))
+    yield whole
+
+
+def _operands(instruction):
+  """Names of its operands."""
+  return re.findall(r"%([\w.\-]+)", instruction.rest.split(")")[0])
 
 
 def _copied(type_):
