@@ -55,6 +55,7 @@ def get_config():
       dropout=0.0,
       norm_groups=8,
       remat=False,  # recompute each block in the backward pass: less memory, a third more work
+      attention="auto",  # or "xla", "cudnn", "splash"
       dtype="float32",  # or "bfloat16": of activations; parameters and normalisation stay float32
     )
   )

@@ -47,7 +47,7 @@ INSIDE = {
     "adm inception; cifar_resnet inception_formats; adm_weights weights; torch_file graph_def; "
     "arrays"
   ),
-  "models": "networks; unet classifier; backbone; layers; inception judge cifar_resnet",
+  "models": "networks; unet classifier; backbone; layers; attention; inception judge cifar_resnet",
   "data": "prepare pipeline; sources; tfds; preparing; records recipes decode synthetic dataset",
   "data.preparing": (
     "inputs; class_folders; cifar10 dataset_json imagenet; trees; parts layout tars"

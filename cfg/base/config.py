@@ -17,6 +17,7 @@ FREE = frozenset(
   {
     "data.path",  # the data themselves are compared: check_same_data
     "data.num_classes",
+    "model.attention",
     "model.remat",
     "train.accumulate",
     "train.data_workers",

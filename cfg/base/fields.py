@@ -141,6 +141,7 @@ FIELDS: dict[str, Values] = {
   "model.discrete_schedule": optional(word("cosine", "linear")),
   "model.class_rows": optional(COUNT_OR_0),
   "model.remat": FLAG,
+  "model.attention": word("auto", "xla", "cudnn", "splash"),
   "model.dtype": word("float32", "bfloat16"),
   "schedule.logsnr_min": number("a finite number below schedule.logsnr_max"),
   "schedule.logsnr_max": number("a finite number above schedule.logsnr_min"),

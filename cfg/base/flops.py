@@ -100,7 +100,7 @@ def of_network(model, *, image_shape):
   Returns:
     (forward, training).
   """
-  model = model.clone(remat=False)
+  model = model.clone(remat=False, attention="xla")  # what a kernel does, a jaxpr does not say
   inputs = model.inputs(image_shape)
   params = jax.eval_shape(model.init, jax.random.key(0), *inputs)
   forward = jax.make_jaxpr(model.apply)(params, *inputs)

@@ -6,9 +6,11 @@ parallelism): each device keeps a part of the large arrays, and XLA gathers them
 where they are used. With fsdp = 1 every device has a whole copy.
 """
 
+import functools
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
@@ -64,6 +66,59 @@ def by_shape(mesh, tree):
     )
 
   return jax.tree.map(sharding, tree)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def gather(array, split, dtype):
+  """`array`, which is split by the NamedSharding `split`, whole at every device, as `dtype`; its
+  gradient is split again.
+  """
+  constrain = jax.lax.with_sharding_constraint
+  return constrain(constrain(array.astype(dtype), split), replicated(split.mesh))
+
+
+def _gather_forward(array, split, dtype):
+  return gather(array, split, dtype), jnp.zeros((), array.dtype)
+
+
+def _gather_backward(split, dtype, like, gradient):
+  del dtype
+  return (jax.lax.with_sharding_constraint(gradient, split).astype(like.dtype),)
+
+
+gather.defvjp(_gather_forward, _gather_backward)
+
+
+def on_each_device(mesh, function, *, rows):
+  """`function`, run by each device on its own rows alone; what it returns are rows.
+
+  Args:
+    mesh: from `make_mesh`.
+    function: of arrays, trees of them, and keys.
+    rows: for each argument, whether it is split over devices by its first axis, or whole at each.
+  """
+  specs = tuple(PartitionSpec(AXES) if split else PartitionSpec() for split in rows)
+  return jax.shard_map(
+    function, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(AXES), check_vma=False
+  )
+
+
+def is_split(mesh, array):
+  """Whether XLA splits the rows of `array`, which is being traced, over `mesh`: not what is already
+  one device's, under `on_each_device`.
+  """
+  if mesh is None or mesh.size == 1 or jax.sharding.get_abstract_mesh().manual_axes:
+    return False
+  return len(array) % mesh.size == 0
+
+
+def split_rows(mesh, array):
+  """`array` with its rows split over `mesh`, as XLA would not always guess: where parameters are
+  split too, it may split channels instead, and move them between devices.
+  """
+  if not is_split(mesh, array):
+    return array
+  return jax.lax.with_sharding_constraint(array, batch_sharding(mesh))
 
 
 def check_batch_size(mesh, name, batch_size, *, parts=1):

@@ -309,12 +309,15 @@ def load_network(
   if config is not None:
     config_lib.check_same_run(config, meta["config"], workdir=path, sections=sections)
   stored = config_lib.from_json(meta["config"])
+  if config is None:
+    stored.model.attention = "auto"  # it was set for the devices that it was trained on
   image_shape, class_names = tuple(meta["image_shape"]), tuple(meta["class_names"])
   model = models.from_config(
     (config or stored).model,
     objective=stored.train.objective,
     num_classes=len(class_names),
     image_shape=image_shape,
+    mesh=mesh,
   )
   check_params(params, model=model, image_shape=image_shape, path=path)
   return Network(

@@ -4,13 +4,15 @@ W is google-research/ddpm_w_distillation (unet3), GD openai/guided-diffusion (un
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
+from cfg.base import sharding
 from cfg.base.errors import UserError
-from cfg.models import layers
+from cfg.models import attention, layers
 
 
 class Backbone(nn.Module, kw_only=True):
@@ -35,6 +37,8 @@ class Backbone(nn.Module, kw_only=True):
     remat: recompute each block in the backward pass instead of keeping it.
     dtype: of activations, float32 or bfloat16; parameters, normalisation and the output are
       float32.
+    attention: how it is computed, attention.AUTO or one of attention.KINDS.
+    mesh: that the rows are split over; None for jax's default device.
   """
 
   ch: int
@@ -52,6 +56,16 @@ class Backbone(nn.Module, kw_only=True):
   discrete_schedule: str | None = None
   remat: bool = False
   dtype: Any = jnp.float32
+  attention: str = attention.AUTO
+  mesh: Mesh | None = None
+
+  # parts that compute in float32, whatever `dtype` is
+  IN_F32: ClassVar[tuple[str, ...]] = ("conv_out", "pool")
+
+  @property
+  def blocks_of_a_level(self):
+    """Residual blocks that keep the resolution; the last level has the middle's as well."""
+    return self.num_res_blocks
 
   def width(self, level):
     """Channels at a level."""
@@ -63,9 +77,9 @@ class Backbone(nn.Module, kw_only=True):
       self.norm_groups, epsilon=self.norm_eps, dtype=jnp.dtype(self.dtype), name=name
     )
 
-  def res(self, h, emb, level, deterministic, name, resample=None):
-    """A residual block at the width of `level`."""
-    block = nn.remat(layers.ResBlock, static_argnums=(3,)) if self.remat else layers.ResBlock
+  def res(self, h, emb, level, examples, name, resample=None):
+    """A residual block at the width of `level`; for `examples` see layers.Dropout."""
+    block = nn.remat(layers.ResBlock) if self.remat else layers.ResBlock
     return block(
       out_ch=self.width(level),
       dropout=self.dropout,
@@ -75,35 +89,56 @@ class Backbone(nn.Module, kw_only=True):
       resample=resample,
       dtype=jnp.dtype(self.dtype),
       name=name,
-    )(h, emb, deterministic)
+    )(h, emb, examples)
 
   def attend(self, h, name):
     """Self-attention over the whole of h."""
     block = nn.remat(layers.AttentionBlock) if self.remat else layers.AttentionBlock
-    heads = self.num_heads or h.shape[-1] // self.head_dim
     return block(
-      num_heads=heads,
+      num_heads=h.shape[-1] // self.head_width(h.shape[-1]),
       norm_groups=self.norm_groups,
       norm_eps=self.norm_eps,
       dtype=jnp.dtype(self.dtype),
+      attention=self.attention,
+      mesh=self.mesh,
       name=name,
     )(h)
 
-  def res_attend(self, h, emb, level, deterministic, name):
+  def attention_layers(self, image_shape):
+    """[(positions, width of a head)] of the attention layers, for images [H,W,C]."""
+    levels = range(len(self.ch_mult))
+    height, width, _ = image_shape
+    sides = [height >> level for level in levels]
+    many = [self.blocks_of_a_level if side in self.attn_resolutions else 0 for side in sides]
+    many[-1] += 1  # the middle's
+    positions = [(height >> level) * (width >> level) for level in levels]
+    heads = [self.head_width(self.width(level)) for level in levels]
+    return [(positions[level], heads[level]) for level in levels for _ in range(many[level])]
+
+  def attention_choices(self, image_shape):
+    """{kind: how many layers of attention it computes}, for images [H,W,C]."""
+    layers = self.attention_layers(image_shape)
+    return attention.choices(self.attention, layers, dtype=self.dtype, mesh=self.mesh)
+
+  def head_width(self, channels):
+    """Width of a head of attention over so many channels."""
+    return self.head_dim or channels // self.num_heads
+
+  def res_attend(self, h, emb, level, examples, name):
     """A residual block, and attention where this resolution has it."""
-    h = self.res(h, emb, level, deterministic, f"{name}_res")
+    h = self.res(h, emb, level, examples, f"{name}_res")
     return self.attend(h, f"{name}_attn") if h.shape[1] in self.attn_resolutions else h
 
-  def resample(self, h, emb, level, deterministic, direction):
+  def resample(self, h, emb, level, examples, direction):
     """Halve ("down") or double ("up") the resolution at the end of a level."""
     name = f"{direction}{level}_resample"
     if self.conv_resample:
       return layers.ConvResample(direction=direction, dtype=jnp.dtype(self.dtype), name=name)(h)
-    return self.res(h, emb, level, deterministic, name, direction)
+    return self.res(h, emb, level, examples, name, direction)
 
   def conditioning(self, logsnr, y, class_rows):
     """[B, emb_ch] from the level and the label."""
-    return layers.Conditioning(
+    emb = layers.Conditioning(
       ch=self.ch,
       emb_ch=self.emb_ch,
       class_rows=class_rows,
@@ -111,8 +146,10 @@ class Backbone(nn.Module, kw_only=True):
       dtype=jnp.dtype(self.dtype),
       name="cond",
     )(logsnr, y)
+    # once here, or XLA would do it for each block
+    return sharding.split_rows(self.mesh, emb)
 
-  def encode(self, z, emb, deterministic):
+  def encode(self, z, emb, examples):
     """The way down and the middle: (h, the activations that the way up takes, first ones first)."""
     dtype = jnp.dtype(self.dtype)
     h = nn.Conv(self.width(0), (3, 3), dtype=dtype, name="conv_in")(z.astype(dtype))
@@ -120,14 +157,14 @@ class Backbone(nn.Module, kw_only=True):
     last = len(self.ch_mult) - 1
     for level in range(last + 1):
       for block in range(self.num_res_blocks):
-        h = self.res_attend(h, emb, level, deterministic, f"down{level}_{block}")
+        h = self.res_attend(h, emb, level, examples, f"down{level}_{block}")
         skips.append(h)
       if level < last:
-        h = self.resample(h, emb, level, deterministic, "down")
+        h = self.resample(h, emb, level, examples, "down")
         skips.append(h)
-    h = self.res(h, emb, last, deterministic, "mid_res0")
+    h = self.res(h, emb, last, examples, "mid_res0")
     h = self.attend(h, "mid_attn")
-    h = self.res(h, emb, last, deterministic, "mid_res1")
+    h = self.res(h, emb, last, examples, "mid_res1")
     return h, skips
 
 

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from cfg.models import layers
 from cfg.models.backbone import Backbone, check_settings, check_shapes
 
 
@@ -54,51 +55,54 @@ class Classifier(Backbone, kw_only=True):
     return jnp.zeros((1, *image_shape)), jnp.zeros(1)
 
   @nn.compact
-  def __call__(self, z, logsnr, deterministic=True):
+  def __call__(self, z, logsnr, examples=None):
     check_shapes(z.shape, logsnr.shape, z.shape[:1], levels=len(self.ch_mult))
     emb = self.conditioning(logsnr, None, 0)
-    h, _ = self.encode(z, emb, deterministic)
+    h, _ = self.encode(z, emb, examples)
     h = nn.swish(self.norm("norm_out")(h)).astype(jnp.float32)
     heads = self.num_heads or h.shape[-1] // self.head_dim
     return AttentionPool(self.num_classes, heads, name="pool")(h)
 
 
-def from_config(config, *, num_classes, image_shape):
+def from_config(config, *, num_classes, image_shape, mesh=None):
   """The Classifier of config.model for so many classes and that shape of image [H,W,C].
+
+  Args:
+    config: the section model.
+    num_classes: of the data.
+    image_shape: (H, W, C).
+    mesh: that its rows will be split over; None for jax's default device.
 
   Raises:
     UserError: fields that do not fit each other or the images.
   """
-  model = Classifier(num_classes=num_classes, **config)
+  model = Classifier(num_classes=num_classes, mesh=mesh, **config)
   check_settings(model, image_shape=image_shape)
   return model
 
 
-def make_log_probs_fn(model, params, *, dropout_key=None):
+def make_log_probs_fn(model, params, *, dropout=None):
   """(z [B,H,W,C], logsnr [B]) -> log p(y | z) of every class, [B,num_classes] f32.
 
   Args:
     model: a Classifier.
     params: its parameters.
-    dropout_key: turns network dropout on (training).
+    dropout: layers.Masks, turns network dropout on (training).
   """
+  kwargs = layers.dropout_arguments(dropout)
 
   def log_probs_fn(z, logsnr):
-    rngs = None if dropout_key is None else {"dropout": dropout_key}
-    logits = model.apply(
-      {"params": params}, z, logsnr, deterministic=dropout_key is None, rngs=rngs
-    )
-    return jax.nn.log_softmax(logits)
+    return jax.nn.log_softmax(model.apply({"params": params}, z, logsnr, **kwargs))
 
   return log_probs_fn
 
 
-def make_log_prob_fn(model, params, *, dropout_key=None):
+def make_log_prob_fn(model, params, *, dropout=None):
   """The network as the log_prob_fn that losses and rules speak: (z, logsnr, y) -> log p(y | z) [B].
 
   Arguments as of `make_log_probs_fn`.
   """
-  log_probs_fn = make_log_probs_fn(model, params, dropout_key=dropout_key)
+  log_probs_fn = make_log_probs_fn(model, params, dropout=dropout)
   return lambda z, logsnr, y: of_label(log_probs_fn(z, logsnr), y)
 
 

@@ -30,18 +30,25 @@ class UNet(Backbone, kw_only=True):
     """One row of what the network is called with, for images [H,W,C]: zeros."""
     return jnp.zeros((1, *image_shape)), jnp.zeros(1), jnp.zeros(1, jnp.int32)
 
+  @property
+  def blocks_of_a_level(self):
+    """Residual blocks that keep the resolution, on both ways; the last level has the middle's
+    too.
+    """
+    return 2 * self.num_res_blocks + 1
+
   @nn.compact
-  def __call__(self, z, logsnr, y, deterministic=True):
+  def __call__(self, z, logsnr, y, examples=None):
     check_shapes(z.shape, logsnr.shape, y.shape, levels=len(self.ch_mult))
     rows = self.num_classes + 1 if self.class_rows is None else self.class_rows
     emb = self.conditioning(logsnr, y, rows)
-    h, skips = self.encode(z, emb, deterministic)
+    h, skips = self.encode(z, emb, examples)
     for level in reversed(range(len(self.ch_mult))):
       for block in range(self.num_res_blocks + 1):
         h = jnp.concatenate([h, skips.pop()], axis=-1)
-        h = self.res_attend(h, emb, level, deterministic, f"up{level}_{block}")
+        h = self.res_attend(h, emb, level, examples, f"up{level}_{block}")
       if level > 0:
-        h = self.resample(h, emb, level, deterministic, "up")
+        h = self.resample(h, emb, level, examples, "up")
     h = nn.swish(self.norm("norm_out")(h))
     # the last convolution in f32: its output is the estimate of a unit-variance eps
     return nn.Conv(self.out_channels, (3, 3), kernel_init=layers.ZEROS, name="conv_out")(
@@ -49,31 +56,35 @@ class UNet(Backbone, kw_only=True):
     )
 
 
-def from_config(config, *, num_classes, image_shape):
+def from_config(config, *, num_classes, image_shape, mesh=None):
   """The UNet of config.model for so many classes and that shape of image [H,W,C].
+
+  Args:
+    config: the section model.
+    num_classes: of the data.
+    image_shape: (H, W, C).
+    mesh: that its rows will be split over; None for jax's default device.
 
   Raises:
     UserError: fields that do not fit each other or the images.
   """
-  model = UNet(num_classes=num_classes, out_channels=image_shape[-1], **config)
+  model = UNet(num_classes=num_classes, out_channels=image_shape[-1], mesh=mesh, **config)
   check_settings(model, image_shape=image_shape)
   return model
 
 
-def make_eps_fn(model, params, *, dropout_key=None):
+def make_eps_fn(model, params, *, dropout=None):
   """The network as the eps_fn that losses and samplers speak: (z, logsnr, y) -> eps_hat.
 
   Args:
     model: a UNet.
     params: its parameters.
-    dropout_key: turns network dropout on (training).
+    dropout: layers.Masks, turns network dropout on (training).
   """
+  kwargs = layers.dropout_arguments(dropout)
 
   def eps_fn(z, logsnr, y):
-    rngs = None if dropout_key is None else {"dropout": dropout_key}
-    return model.apply(
-      {"params": params}, z, logsnr, y, deterministic=dropout_key is None, rngs=rngs
-    )
+    return model.apply({"params": params}, z, logsnr, y, **kwargs)
 
   return eps_fn
 

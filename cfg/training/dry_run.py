@@ -50,7 +50,11 @@ def dry_run(
   sharding.check_batch_size(mesh, "train.batch_size", config.train.batch_size, parts=parts)
   num_classes, image_shape = sources.shape(config.data)
   model = networks.from_config(
-    config.model, objective=config.train.objective, num_classes=num_classes, image_shape=image_shape
+    config.model,
+    objective=config.train.objective,
+    num_classes=num_classes,
+    image_shape=image_shape,
+    mesh=mesh,
   )
   forward, training = flops.of_network(model, image_shape=image_shape)
   costs = Costs(config, model=model, image_shape=image_shape, mesh=mesh)

@@ -82,6 +82,7 @@ def train(
     objective=config.train.objective,
     num_classes=dataset.num_classes,
     image_shape=dataset.image_shape,
+    mesh=mesh,
   )
   workdir.mkdir(parents=True, exist_ok=True)
   with (

@@ -94,6 +94,7 @@ def reproduce(
     objective=config.train.objective,
     num_classes=dataset.num_classes,
     image_shape=dataset.image_shape,
+    mesh=mesh,
   )
   state = step_lib.make_state(
     config,

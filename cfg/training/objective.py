@@ -16,7 +16,7 @@ class Objective(NamedTuple):
   """What a network is trained for.
 
   Attributes:
-    loss: (params, *, model, keys, x, y, logsnr_fn, p_uncond, dropout_key) -> (loss [B], the
+    loss: (params, *, model, keys, x, y, logsnr_fn, p_uncond, dropout) -> (loss [B], the
       log-SNR [B] that it was taken at).
     measure: (params, *, model, x, eps, logsnr, y) -> [B,K], of rows at their log-SNR.
     numbers: [N,K] that were measured at similar log-SNRs, on the host -> {name: number}.
@@ -27,10 +27,10 @@ class Objective(NamedTuple):
   numbers: Callable[[np.ndarray], Mapping[str, float]]
 
 
-def denoising_loss(params, *, model, keys, x, y, logsnr_fn, p_uncond, dropout_key):
+def denoising_loss(params, *, model, keys, x, y, logsnr_fn, p_uncond, dropout):
   """Algorithm 1's (arXiv 2207.12598)."""
   return losses.classifier_free_loss(
-    eps_fn=unet.make_eps_fn(model, params, dropout_key=dropout_key),
+    eps_fn=unet.make_eps_fn(model, params, dropout=dropout),
     keys=keys,
     x=x,
     y=y,
@@ -53,11 +53,11 @@ def mean_errors(errors):
   return {"loss_cond": float(cond), "loss_null": float(null)}
 
 
-def cross_entropy_loss(params, *, model, keys, x, y, logsnr_fn, p_uncond, dropout_key):
+def cross_entropy_loss(params, *, model, keys, x, y, logsnr_fn, p_uncond, dropout):
   """losses.classifier_loss; no label is dropped."""
   del p_uncond
   return losses.classifier_loss(
-    log_prob_fn=classifier.make_log_prob_fn(model, params, dropout_key=dropout_key),
+    log_prob_fn=classifier.make_log_prob_fn(model, params, dropout=dropout),
     keys=keys,
     x=x,
     y=y,

@@ -10,7 +10,7 @@ import optax
 
 from cfg import schedules
 from cfg.base import images, sharding
-from cfg.models import unet
+from cfg.models import layers, unet
 from cfg.training import objective
 from cfg.training import state as train_state
 
@@ -24,7 +24,8 @@ def losses_of_batch(params, batch, seed_key, *, example_losses, model, flip, **s
   Args:
     params: of `model`.
     batch: {"image": uint8 [B,H,W,C], "label": int32 [B], "index": uint32 [B]}; `index` is the
-      position in the stream, and flip, log-SNR, eps and label drop of a row come from it alone.
+      position in the stream, and flip, log-SNR, eps, label drop and dropout of a row come from it
+      alone.
     seed_key: jax.random.key(config.seed).
     example_losses: the `loss` of an objective.Objective.
     model: a UNet or a Classifier.
@@ -40,23 +41,43 @@ def losses_of_batch(params, batch, seed_key, *, example_losses, model, flip, **s
   x = images.to_unit(batch["image"])
   if flip:
     x = images.random_flip(keys=key_flip, x=x)
-  # masks of network dropout are positional: a key for each (micro-)batch, from its first row
-  dropout_key = jax.random.fold_in(jax.random.fold_in(seed_key, DROPOUT), batch["index"][0])
+  masks = layers.Masks(jax.random.fold_in(seed_key, DROPOUT), batch["index"])
   return example_losses(
     params,
     model=model,
     keys=key_loss,
     x=x,
     y=batch["label"],
-    dropout_key=dropout_key if model.dropout else None,
+    dropout=masks if model.dropout else None,
     **settings,
   )
 
 
 def loss_and_gradients(params, batch, seed_key, **settings):
   """The mean of `losses_of_batch`, and its gradient: (loss, gradients)."""
-  mean = lambda params: jnp.mean(losses_of_batch(params, batch, seed_key, **settings)[0])
+
+  def mean(params):
+    params = gather(params, model=settings["model"])
+    return jnp.mean(losses_of_batch(params, batch, seed_key, **settings)[0])
+
   return jax.value_and_grad(mean)(params)
+
+
+def gather(params, *, model):
+  """Parameters that are split over the model's mesh, whole, in the type that they are used in;
+  their gradients are summed and split in it. XLA, left to itself, gathers them in float32, and
+  activations too.
+  """
+  if model.mesh is None or model.mesh.shape["fsdp"] == 1:
+    return params
+
+  def whole(path, leaf, split):
+    if split.is_fully_replicated:
+      return leaf
+    exact = path[0].key in model.IN_F32
+    return sharding.gather(leaf, split, jnp.float32 if exact else jnp.dtype(model.dtype))
+
+  return jax.tree.map_with_path(whole, params, sharding.by_shape(model.mesh, params))
 
 
 def apply_gradients(state, loss, grads, *, optimizer):
@@ -77,29 +98,17 @@ def apply_gradients(state, loss, grads, *, optimizer):
   return state, {"loss": loss, "grad_norm": norm, "skipped": ~finite}
 
 
-def train_step(state, batch, seed_key, *, optimizer, **settings):
-  """One update of P's algorithm 1: pure, a function of (state, batch, seed).
-
-  Args:
-    state: TrainState.
-    batch, seed_key, settings: see `losses_of_batch`.
-    optimizer: from optim.make_optimizer.
-
-  Returns:
-    (TrainState, metrics), as `apply_gradients`.
-  """
-  loss, grads = loss_and_gradients(state.params, batch, seed_key, **settings)
-  return apply_gradients(state, loss, grads, optimizer=optimizer)
-
-
 def add_gradients(total, params, batch, seed_key, **settings):
   """total + (loss, gradients) of one micro-batch."""
   return jax.tree.map(jnp.add, total, loss_and_gradients(params, batch, seed_key, **settings))
 
 
-def apply_total(state, total, *, optimizer, parts):
-  """`apply_gradients` of the mean over `parts` equal micro-batches."""
-  loss, grads = jax.tree.map(lambda t: t / parts, total)
+def apply_total(state, total, *, optimizer, parts, local):
+  """`apply_gradients` of the mean over `parts` equal micro-batches; `local`, and over devices, each
+  of which has its own total in the first axis.
+  """
+  mean = lambda t: (jnp.mean(t, axis=0) if local else t) / parts
+  loss, grads = jax.tree.map(mean, total)
   return apply_gradients(state, loss, grads, optimizer=optimizer)
 
 
@@ -134,15 +143,21 @@ def loss_settings(config, model):
 
 
 class TrainStep:
-  """(state, a placed batch) -> (state, metrics): `train_step` jitted over the mesh, the state
+  """(state, a placed batch) -> (state, metrics): an update of algorithm 1 over the mesh, the state
   donated.
 
   `place` puts this host's batch on the devices; it may run ahead, in another thread.
 
-  With config.train.accumulate > 1 the batch goes through the network in so many
-  micro-batches, whose gradients are summed in float32 before one update: the same
-  update in less memory. The loop is Python's, not lax.scan's, in which XLA's CPU
-  backend is many times slower; a dispatch costs nothing beside a micro-batch.
+  Gradients and update are programs of their own. In one, XLA for GPUs updates convolutions in the
+  layout of their gradients, in several passes with copies between: 24 GB a step of the paper's
+  64x64 model, where 12 GB do.
+
+  With config.train.accumulate > 1 the batch goes through the network in so many micro-batches,
+  whose gradients are summed in float32 before one update: the same update in less memory. Each
+  device sums its own, and they are summed over devices once; if parameters are split (train.fsdp >
+  1), that would take a whole gradient a device, and each micro-batch's is summed and split at once.
+  The loop is Python's, not lax.scan's, in which XLA's CPU backend is many times slower; a dispatch
+  costs nothing beside a micro-batch.
   """
 
   def __init__(self, config, *, model, optimizer, mesh, state):
@@ -153,26 +168,32 @@ class TrainStep:
     whole = sharding.replicated(mesh)
     rows = sharding.batch_sharding(mesh)
     states = sharding.by_shape(mesh, state)
-    totals = (whole, states.params)
-    self._step = jax.jit(
-      functools.partial(train_step, optimizer=optimizer, **settings),
-      in_shardings=(states, rows, whole),
-      out_shardings=(states, whole),
-      donate_argnums=0,
+    local = self._parts > 1 and 1 < mesh.size and mesh.shape["fsdp"] == 1
+    totals = rows if local else (whole, states.params)
+    ahead = (mesh.size,) if local else ()
+    gradients = functools.partial(loss_and_gradients, **settings)
+    self._gradients = jax.jit(
+      gradients, in_shardings=(states.params, rows, whole), out_shardings=(whole, states.params)
     )
     self._zeros = jax.jit(
-      lambda: (jnp.zeros(()), jax.tree.map(lambda p: jnp.zeros(p.shape, p.dtype), state.params)),
+      lambda: jax.tree.map(
+        lambda p: jnp.zeros(ahead + p.shape, p.dtype), (jnp.zeros(()), state.params)
+      ),
       out_shardings=totals,
     )
+
+    def add(total, params, batch, seed_key):
+      new = gradients(params, batch, seed_key)
+      return jax.tree.map(lambda t, g: t + (g[None] if local else g), total, new)
+
+    if local:
+      add = sharding.on_each_device(mesh, add, rows=(True, False, True, False))
     self._add = jax.jit(
-      functools.partial(add_gradients, **settings),
-      in_shardings=(totals, states.params, rows, whole),
-      out_shardings=totals,
-      donate_argnums=0,
+      add, in_shardings=(totals, states.params, rows, whole), out_shardings=totals, donate_argnums=0
     )
     # the total is not donated: no output of its own could take its place
     self._apply = jax.jit(
-      functools.partial(apply_total, optimizer=optimizer, parts=self._parts),
+      functools.partial(apply_total, optimizer=optimizer, parts=self._parts, local=local),
       in_shardings=(states, totals),
       out_shardings=(states, whole),
       donate_argnums=0,
@@ -184,12 +205,12 @@ class TrainStep:
 
   def __call__(self, state, placed):
     if self._parts == 1:
-      state, metrics = self._step(state, *placed, self._seed_key)
+      total = self._gradients(state.params, *placed, self._seed_key)
     else:
       total = self._zeros()
       for part in placed:
         total = self._add(total, state.params, part, self._seed_key)
-      state, metrics = self._apply(state, total)
+    state, metrics = self._apply(state, total)
     if self.compilations() > 1:
       warnings.warn(
         "the training step was compiled again: its inputs changed shape, type or sharding",
@@ -200,18 +221,20 @@ class TrainStep:
 
   def compilations(self):
     """How often the program compiled most was compiled; 1 is right."""
-    return max(program._cache_size() for program in (self._step, self._add, self._apply))
+    return max(program._cache_size() for program in (self._gradients, self._add, self._apply))
 
   def compile(self, state, batch):
     """[(name, compiled program)] for trees of ShapeDtypeStructs: the state, and one micro-batch of
     all hosts.
     """
     seed_key = jax.eval_shape(lambda: self._seed_key)  # the key itself is on devices that are here
-    if self._parts == 1:
-      return [("step", self._step.lower(state, batch, seed_key).compile())]
     total = jax.eval_shape(self._zeros)
+    if self._parts == 1:
+      gradients = self._gradients.lower(state.params, batch, seed_key)
+    else:
+      gradients = self._add.lower(total, state.params, batch, seed_key)
     return [
-      ("micro-batch", self._add.lower(total, state.params, batch, seed_key).compile()),
+      ("micro-batch", gradients.compile()),
       ("update", self._apply.lower(state, total).compile()),
     ]
 

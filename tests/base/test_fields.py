@@ -30,6 +30,7 @@ BAD = {
   "model.discrete_schedule": ("cosin", ""),
   "model.class_rows": (-1,),
   "model.remat": (1, "yes"),
+  "model.attention": ("flash", None),
   "model.dtype": ("fp16", "float16", "float64", None),
   "schedule.logsnr_min": (math.nan, -math.inf, 20.0, 30.0),
   "schedule.logsnr_max": (math.nan, math.inf),

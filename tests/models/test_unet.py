@@ -183,12 +183,48 @@ def test_bfloat16_normalises_in_float32():
 
 
 def test_dropout_needs_its_key(grown, inputs, eps_fn):
-  """Network dropout acts with a dropout_key and not without."""
+  """Network dropout acts with Masks and not without."""
   model = unet.UNet(**SMALL, dropout=0.5)
   without_key = lambda model: str(jax.make_jaxpr(unet.make_eps_fn(model, grown[1]))(*inputs))
   assert without_key(model) == without_key(grown[0])
-  on = jax.jit(unet.make_eps_fn(model, grown[1], dropout_key=jax.random.key(0)))(*inputs)
+  masks = layers.Masks(jax.random.key(0), jnp.arange(len(inputs[0])))
+  on = jax.jit(unet.make_eps_fn(model, grown[1], dropout=masks))(*inputs)
   assert np.abs(np.asarray(on - eps_fn(grown[1], *inputs))).max() > 1e-3
+
+
+@pytest.mark.parametrize("height", [8, 6])
+def test_dropout_masks(height):
+  """Each number is kept with probability 1 - rate and scaled by its inverse; the mask of an example
+  comes from its number alone, and differs between examples, layers, and quarters of the rows.
+  """
+  rate, shape = 0.3, (40, height, 5, 7)
+  masks = layers.Masks(jax.random.key(0), jnp.arange(40))
+
+  class Two(nn.Module):
+    @nn.compact
+    def __call__(self, h, examples=None):
+      return [layers.Dropout(rate)(h, examples) for _ in range(2)]
+
+  def drop(h, masks):
+    return np.asarray(Two().apply({}, h, **layers.dropout_arguments(masks))[0])
+
+  ones = jnp.ones(shape)
+  first, second = map(np.asarray, Two().apply({}, ones, **layers.dropout_arguments(masks)))
+  values = np.unique(first)
+  np.testing.assert_allclose(values, [0, 1 / (1 - round(rate * 2**16) / 2**16)], rtol=1e-6)
+  kept = first > 0
+  error = np.sqrt(rate * (1 - rate) / kept.size)
+  assert abs(kept.mean() - (1 - rate)) < 4 * error
+  # pairs that should be independent agree as often as chance
+  agree = lambda a, b: abs((a == b).mean() - (rate**2 + (1 - rate) ** 2))
+  assert agree(kept, second > 0) < 5 * error
+  assert agree(kept[:-1], kept[1:]) < 5 * error
+  for rows in (1, 2, 4):
+    assert agree(kept[:, :-rows], kept[:, rows:]) < 5 * error / np.sqrt(1 - rows / height)
+  order = np.random.default_rng(0).permutation(40)[:11]
+  part = drop(ones[order], layers.Masks(masks.key, masks.examples[order]))
+  np.testing.assert_array_equal(part, first[order])
+  np.testing.assert_array_equal(drop(ones, None), ones)
 
 
 def test_sizes_that_do_and_do_not_fit(fresh):

@@ -94,6 +94,34 @@ def test_real_programs(mesh8):
   assert kernel.bytes == 3 * 4000 and kernel.cycles == 0 and not kernel.custom
 
 
+def test_parts_of_an_operand_count_as_parts():
+  """A fusion that only takes slices of an array reads the slices; one that needs it all, all."""
+  text = """
+%part (p: f32[100,64], q: f32[2,64]) -> f32[2,64] {
+  %p = f32[100,64]{1,0} parameter(0)
+  %q = f32[2,64]{1,0} parameter(1)
+  %s = f32[2,64]{1,0} slice(%p), slice={[3:5], [0:64]}
+  ROOT %a = f32[2,64]{1,0} add(%s, %q)
+}
+
+%both (p: f32[100,64]) -> f32[2,64] {
+  %p = f32[100,64]{1,0} parameter(0)
+  %s = f32[2,64]{1,0} slice(%p), slice={[3:5], [0:64]}
+  %r = f32[2,64]{1,0} reduce(%p), dimensions={0}, to_apply=%add
+  ROOT %a = f32[2,64]{1,0} add(%s, %r)
+}
+
+ENTRY %main (a: f32[100,64], b: f32[2,64]) -> f32[2,64] {
+  %a = f32[100,64]{1,0} parameter(0)
+  %b = f32[2,64]{1,0} parameter(1)
+  %f = f32[2,64]{1,0} fusion(%a, %b), kind=kLoop, calls=%part
+  ROOT %g = f32[2,64]{1,0} fusion(%a), kind=kLoop, calls=%both
+}
+"""
+  row = 64 * 4
+  assert [kernel.bytes for kernel in compiled.kernels(text)] == [6 * row, 102 * row]
+
+
 def test_several_programs():
   """Micro-batches count as often as they run, the update once."""
   once = compiled.summary(TEXT)
@@ -162,8 +190,8 @@ def test_dry_run_of_a_topology(config, mesh8, monkeypatch):
   assert report["micro_batch"] == 2 and report["largest_micro_batch"] > 1000
   params = report["parameters"] * 4
   count, size = report["collectives"]["all-reduce"]
-  # the gradients of both micro-batches, and little else
-  assert count >= 2 and 2 * params <= size < 2.2 * params
+  # the gradients once, however many micro-batches, and little else
+  assert count >= 1 and params <= size < 1.1 * params
   assert 0 < report["utilisation"] < 1 and np.isfinite(report["seconds"])
   text = dry_run.table(report)
   for word in ("collectives", "all-reduce", "dearest", "of the peak rate", "in 76.4 GB a device"):

@@ -11,7 +11,7 @@ import pytest
 from cfg.base import images, optim, sharding
 from cfg.data import pipeline
 from cfg.models import unet
-from cfg.training import heldout, objective, previews
+from cfg.training import compiled, heldout, objective, previews
 from cfg.training import step as train_step
 from configs import digits as digits_config
 
@@ -41,7 +41,7 @@ def shallow(config):
 
 def set_up(config, mesh):
   """(model, optimizer, state with parameters that are nowhere zero) on a mesh."""
-  model = unet.from_config(config.model, num_classes=10, image_shape=(8, 8, 1))
+  model = unet.from_config(config.model, num_classes=10, image_shape=(8, 8, 1), mesh=mesh)
   optimizer = optim.make_optimizer(**config.optimizer)
   state = train_step.make_state(
     config, model=model, optimizer=optimizer, image_shape=(8, 8, 1), mesh=mesh
@@ -214,9 +214,9 @@ def test_a_second_compilation_is_noticed(config, digits, mesh1):
 
 
 @pytest.mark.usefixtures("shallow")
-def test_dropout_masks_differ_between_micro_batches_and_steps(config, digits, mesh1):
-  """Network dropout draws anew for each (micro-)batch: the same rows under another first index have
-  another loss.
+def test_dropout_is_the_example_s(config, digits, mesh1):
+  """Network dropout of a row comes from its index: the order of rows changes nothing, another index
+  does.
   """
   config.model.dropout = 0.5
   config.optimizer.learning_rate = 0.0
@@ -224,8 +224,57 @@ def test_dropout_masks_differ_between_micro_batches_and_steps(config, digits, me
   first = {name: value[:8] for name, value in batch.items()}
   order = np.array([1, 0, *range(2, 8)])
   swapped = {name: value[order] for name, value in first.items()}
-  losses = run(config, mesh1, [first, first, swapped], *set_up(config, mesh1))[0]
-  assert losses[0] == losses[1] and abs(losses[0] - losses[2]) > 1e-5
+  other = {**first, "index": first["index"] + 100}
+  losses = run(config, mesh1, [first, first, swapped, other], *set_up(config, mesh1))[0]
+  assert losses[0] == losses[1] == pytest.approx(losses[2], rel=1e-6)
+  assert abs(losses[0] - losses[3]) > 1e-5
+
+
+def programs(config, *, devices, fsdp):
+  """{name: compiled program} of a step, for shapes alone."""
+  mesh = sharding.make_mesh(jax.devices()[:devices], fsdp=fsdp)
+  model, optimizer, state = set_up(config, mesh)
+  step = train_step.TrainStep(config, model=model, optimizer=optimizer, mesh=mesh, state=state)
+  rows = jax.eval_shape(lambda: {name: jnp.asarray(a) for name, a in batch_of(16).items()})
+  return {name: program.as_text() for name, program in step.compile(state, rows)}
+
+
+def batch_of(rows):
+  """Rows of zeros."""
+  return {
+    "image": np.zeros((rows, 8, 8, 1), np.uint8),
+    "label": np.zeros(rows, np.int32),
+    "index": np.zeros(rows, np.uint32),
+  }
+
+
+def test_micro_batches_are_summed_over_devices_once():
+  """Each device sums its own gradients: none move before the update, which moves each in float32
+  once.
+  """
+  config = small_config()
+  config.train.accumulate = 2
+  found = programs(config, devices=8, fsdp=1)
+  assert compiled.collectives(found["micro-batch"]) == {}
+  moved = compiled.collectives(found["update"])
+  assert list(moved) == ["all-reduce"]
+  _, _, state = set_up(config, sharding.make_mesh(jax.devices()[:1]))
+  size = 4 * unet.num_params(state.params)
+  assert size <= moved["all-reduce"][1] <= size + 1000
+
+
+def test_split_parameters_move_once_each_way(monkeypatch):
+  """Under fsdp parameters are gathered in the type that they are used in, and gradients summed;
+  activations stay where they are.
+  """
+  monkeypatch.setattr(sharding, "SMALLEST_SPLIT", 64)
+  config = small_config(side=8)
+  moved = compiled.collectives(programs(config, devices=8, fsdp=8)["micro-batch"])
+  _, _, state = set_up(config, sharding.make_mesh(jax.devices()[:1]))
+  size = 4 * unet.num_params(state.params)
+  assert "all-to-all" not in moved and "collective-permute" not in moved
+  assert 0.9 * size < moved["all-gather"][1] <= 1.01 * size
+  assert sum(bytes_ for kind, (_, bytes_) in moved.items() if kind != "all-gather") <= 1.1 * size
 
 
 def test_loss_does_not_depend_on_the_order_of_rows(digits, mesh1, trained):
