@@ -103,13 +103,17 @@ def on_each_device(mesh, function, *, rows):
   )
 
 
-def is_split(mesh, array):
-  """Whether XLA splits the rows of `array`, which is being traced, over `mesh`: not what is already
-  one device's, under `on_each_device`.
+def is_local(mesh):
+  """Whether what is being traced is one device's: the mesh has no other, or it is under
+  `on_each_device`.
   """
-  if mesh is None or mesh.size == 1 or jax.sharding.get_abstract_mesh().manual_axes:
-    return False
-  return len(array) % mesh.size == 0
+  one = mesh is None or mesh.size == 1
+  return one or bool(jax.sharding.get_abstract_mesh().manual_axes)
+
+
+def is_split(mesh, array):
+  """Whether XLA can split the rows of `array`, which is being traced, over `mesh`."""
+  return not is_local(mesh) and len(array) % mesh.size == 0
 
 
 def split_rows(mesh, array):

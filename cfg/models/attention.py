@@ -111,6 +111,8 @@ def attend(
   """
   platform = platform_of(mesh)
   kind = choose(wanted, Layer(platform, q.dtype, q.shape[-1], q.shape[1]))
+  if kind == "splash" and not (sharding.is_local(mesh) or sharding.is_split(mesh, q)):
+    kind = "xla"  # a single row, as parameters are made with: XLA cannot split a kernel by itself
   if kind == "splash":
     return _splash(q, k, v, mesh=mesh, interpret=platform != "tpu")
   return jax.nn.dot_product_attention(q, k, v, implementation=kind)
@@ -144,7 +146,6 @@ def _splash(q, k, v, *, mesh, interpret):
     q, k, v = (a.swapaxes(1, 2) for a in (q * head_dim**-0.5, k, v))
     return jax.vmap(kernel)(q, k, v).astype(v.dtype).swapaxes(1, 2)
 
-  if not sharding.is_split(mesh, q):
+  if sharding.is_local(mesh):
     return rows(q, k, v)
-  # XLA cannot split a kernel by itself
   return sharding.on_each_device(mesh, rows, rows=(True,) * 3)(q, k, v)

@@ -114,3 +114,14 @@ def test_splash_attention_in_bfloat16(exact):
   ours, theirs = far(results("splash", jnp.bfloat16)), far(results("xla", jnp.bfloat16))
   for own, xla in zip(ours, theirs, strict=True):
     assert own < max(1.35 * xla, 0.004) and xla < 0.02
+
+
+def test_rows_that_devices_cannot_share_are_xla_s():
+  """XLA cannot split a kernel: three rows on four devices, or one when parameters are made."""
+  mesh = sharding.make_mesh(jax.devices()[:4])
+  text = lambda rows: str(
+    jax.make_jaxpr(lambda q: attention.attend(q, q, q, wanted="splash", mesh=mesh))(
+      jnp.zeros((rows, *SHAPE[1:]))
+    )
+  )
+  assert "pallas_call" in text(4) and "pallas_call" not in text(3)
