@@ -53,7 +53,7 @@ def main(batch_size=16, ch=64):
     "index": np.arange(batch_size, dtype=np.uint32),
   }
   batch = sharding.put_rows(mesh, rows)
-  [(_, program)] = step.compile(costs.state, batch)
+  programs = dict(step.compile(costs.state, batch))
   jax.block_until_ready(state)
   ctypes.CDLL("libc.so.6").malloc_trim(0)  # what the compiler has freed goes back to the system
   before = resident("VmRSS")
@@ -61,7 +61,8 @@ def main(batch_size=16, ch=64):
   held = sum(
     leaf.nbytes for leaf in jax.tree.leaves((state, batch))
   )  # is there before, and in the prediction
-  state, metrics = program(state, batch, jax.random.key(0))
+  total = programs["micro-batch"](state.params, batch, jax.random.key(0))
+  state, metrics = programs["update"](state, total)
   jax.block_until_ready(state)
   taken = held + resident("VmHWM") - before
   print(

@@ -42,7 +42,8 @@ def main(size="64x64", devices="1"):
   _, _, state, step, rows = step_speed.set_up(size, int(devices))
   import jax
 
-  text = step._step.lower(state, rows, jax.random.key(0)).compile().as_text()
+  # of an instruction that both programs have, the gradients' is taken
+  text = "\n".join(program.as_text() for _, program in reversed(step.compile(state, rows)))
   lines = {
     m.group(1): m.group(0) for m in re.finditer(r"^\s*(?:ROOT )?%?([\w.-]+) = .*$", text, re.M)
   }
