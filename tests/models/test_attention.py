@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cfg.base import sharding
+from cfg.base import config as config_lib
+from cfg.base import fields, sharding
 from cfg.base.errors import UserError
 from cfg.models import attention, networks
 from cfg.models.attention import Layer
@@ -56,6 +57,15 @@ def test_the_layers_are_those_of_the_network(module):
   params = jax.eval_shape(model.init, jax.random.key(0), *model.inputs((64, 64, 3)))["params"]
   heads = [p["q"]["kernel"].shape[-1] for name, p in params.items() if name.endswith("_attn")]
   assert sorted(heads) == sorted(width for _, width in model.attention_layers((64, 64, 3)))
+
+
+def test_the_config_knows_every_kind():
+  """model.attention takes "auto" and each kind."""
+  for kind in (attention.AUTO, *attention.KINDS):
+    config = digits.get_config()
+    config.model.attention = kind
+    fields.check_complete(config)
+    config_lib.check_values(config)
 
 
 def test_what_a_kernel_cannot_do():
