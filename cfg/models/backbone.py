@@ -117,8 +117,9 @@ class Backbone(nn.Module, kw_only=True):
 
   def attention_choices(self, image_shape):
     """{kind: how many layers of attention it computes}, for images [H,W,C]."""
-    layers = self.attention_layers(image_shape)
-    return attention.choices(self.attention, layers, dtype=self.dtype, mesh=self.mesh)
+    return attention.choices(
+      self.attention, self.attention_layers(image_shape), dtype=self.dtype, mesh=self.mesh
+    )
 
   def head_width(self, channels):
     """Width of a head of attention over so many channels."""

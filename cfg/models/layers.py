@@ -84,7 +84,7 @@ class Dropout(nn.Module):
 
   @nn.compact
   def __call__(self, h, examples):
-    dropped = round(self.rate * 2**16)
+    dropped = min(round(self.rate * 2**16), 2**16 - 1)
     if examples is None or not dropped:
       return h
     _, height, width, channels = h.shape

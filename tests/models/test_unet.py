@@ -227,6 +227,16 @@ def test_dropout_masks(height):
   np.testing.assert_array_equal(drop(ones, None), ones)
 
 
+def test_dropout_near_one():
+  """A rate that rounds to 1 still has finite gradients: the largest is 1 - 2^-16."""
+  masks = layers.Masks(jax.random.key(0), jnp.arange(2))
+  drop = lambda h: layers.Dropout(0.999999).apply(
+    {}, h, masks.examples, rngs={"dropout": masks.key}
+  )
+  grads = jax.grad(lambda h: drop(h).sum())(jnp.ones((2, 4, 4, 2)))
+  assert np.isfinite(grads).all()
+
+
 def test_sizes_that_do_and_do_not_fit(fresh):
   """Any even rectangle where the levels divide; else an error that names the numbers."""
   shape = jax.eval_shape(
