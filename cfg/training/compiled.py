@@ -1,6 +1,7 @@
 """What a compiled program does, read from its text (HLO after scheduling): of one device."""
 
 import collections
+import math
 import re
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -18,6 +19,10 @@ FREE = frozenset(
   "partition-id replica-id opt-barrier async-start async-update".split()
 )
 PARTS = ("slice", "dynamic-slice", "gather")
+# custom calls that only name memory
+NAMES_MEMORY = ("AllocateBuffer", "ConcatBitcast")
+# splash attention's kernels by their names: matrix products of [T,T] and a head's width
+PRODUCTS = {"splash_mha_fwd": 2, "splash_mha_dkv": 5}
 _ARRAY = re.compile(r"\b([a-z]+\d*(?:e\d+m\d+\w*)?)\[([\d,]*)\](?:\{([^}]*)\})?")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
 _OPERATION = re.compile(r"\s([a-z][a-z0-9\-]*)\(")
@@ -28,7 +33,7 @@ _RUN_INSIDE = re.compile(
 # what a part of the network is called in the names of its operations
 GROUPS = (
   ("dropout and random bits", r"[Dd]ropout|threefry|random|bernoulli|fold_in"),
-  ("attention", r"_attn/(?!norm)"),
+  ("attention", r"_attn/(?!norm)|^splash_mha"),
   ("GroupNorm", r"norm"),
   ("conditioning", r"/emb|/cond/"),
   ("convolutions", r"conv|/skip"),
@@ -47,20 +52,27 @@ class Instruction(NamedTuple):
 
   @property
   def source(self) -> str:
-    """The name of the operation of the network that it came from, or ""."""
+    """The name of the operation of the network that it came from, or of the kernel itself."""
     found = re.search(r'op_name="([^"]*)"', self.rest)
-    return found[1] if found else ""
+    return found[1] if found else self.name
 
 
 class Kernel(NamedTuple):
-  """What is run as one: its group, the bytes that it reads and writes, XLA's cycles (0: none), and
-  whether it is a custom call.
+  """What is run as one.
+
+  Attributes:
+    group: the part of the step.
+    bytes: that it reads and writes.
+    cycles: XLA's estimate; 0 for none.
+    custom: a custom call.
+    flops: of a custom call, where its kernel is known; else 0.
   """
 
   group: str
   bytes: int
   cycles: int
-  custom: bool
+  custom: bool = False
+  flops: int = 0
 
 
 def computations(text: str) -> tuple[dict[str, list[Instruction]], str]:
@@ -121,15 +133,27 @@ def kernels(text: str) -> Iterator[Kernel]:
       if each.operation in FREE or each.operation.endswith("-done") or kind in KINDS:
         continue
       if each.operation in ("copy-start", "slice-start"):
-        yield Kernel(group(each.source), _copied(each.type), 0, custom=False)
+        yield Kernel(group(each.source), _copied(each.type), 0)
+        continue
+      custom = each.operation == "custom-call"
+      if custom and any(f'target="{name}"' in each.rest for name in NAMES_MEMORY):
         continue
       cycles = re.search(r'"estimated_cycles":"(\d+)"', each.rest)
       yield Kernel(
         group=group(each.source),
         bytes=sum(_arrays(each.type)) + sum(_read(each, types, found)),
         cycles=int(cycles[1]) if cycles else 0,
-        custom=each.operation == "custom-call",
+        custom=custom,
+        flops=_attention_flops(each, types) if custom else 0,
       )
+
+
+def _attention_flops(instruction, types):
+  """Of a kernel of splash attention, whose first operand of four sides is q [B,N,T,D]; else 0."""
+  products = next((n for name, n in PRODUCTS.items() if instruction.name.startswith(name)), 0)
+  shapes = [_ARRAY.search(types.get(operand, "")) for operand in _operands(instruction)]
+  q = next((shape[2].split(",") for shape in shapes if shape and shape[2].count(",") == 3), None)
+  return 2 * products * math.prod(map(int, q)) * int(q[2]) if q else 0
 
 
 def _read(instruction, types, found):
@@ -182,14 +206,14 @@ class Summary(NamedTuple):
   Attributes:
     bytes: that its kernels read and write.
     cycles: that XLA estimates for its kernels, without custom calls; 0 where it estimates none.
-    custom_bytes: of `bytes`, those of custom calls.
+    custom: [(bytes, FLOPs, how many)] of custom calls; the bytes are among `bytes`.
     collectives: {kind: (how many, bytes)}.
     groups: {part of the step: (cycles, bytes)}, the most expensive first.
   """
 
   bytes: int
   cycles: int
-  custom_bytes: int
+  custom: list[tuple[int, int, int]]
   collectives: dict[str, tuple[int, int]]
   groups: dict[str, tuple[int, int]]
 
@@ -197,15 +221,15 @@ class Summary(NamedTuple):
 def summary(text: str) -> Summary:
   """The Summary of a program's text."""
   groups: dict[str, tuple[int, int]] = collections.defaultdict(lambda: (0, 0))
-  custom = 0
+  custom: collections.Counter[tuple[int, int]] = collections.Counter()
   for kernel in kernels(text):
     cycles, size = groups[kernel.group]
     groups[kernel.group] = cycles + kernel.cycles, size + kernel.bytes
-    custom += kernel.bytes * kernel.custom
+    custom[kernel.bytes, kernel.flops] += kernel.custom
   return Summary(
     bytes=sum(size for _, size in groups.values()),
     cycles=sum(cycles for cycles, _ in groups.values()),
-    custom_bytes=custom,
+    custom=[(*each, count) for each, count in custom.items() if count],
     collectives=collectives(text),
     groups=dict(sorted(groups.items(), key=lambda item: item[1], reverse=True)),
   )
@@ -222,7 +246,7 @@ def added(summaries: list[tuple[int, Summary]]) -> Summary:
   return Summary(
     bytes=sum(times * each.bytes for times, each in summaries),
     cycles=sum(times * each.cycles for times, each in summaries),
-    custom_bytes=sum(times * each.custom_bytes for times, each in summaries),
+    custom=[(*call, times * count) for times, each in summaries for *call, count in each.custom],
     collectives=dict(moved),
     groups=dict(sorted(groups.items(), key=lambda item: item[1], reverse=True)),
   )

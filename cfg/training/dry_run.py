@@ -88,33 +88,41 @@ def dry_run(
   if topology is not None:
     report |= update_on(topology, costs.programs(micro), parts=parts)
     report["utilisation"] = training * micro * parts / (topology.chip.peak * report["seconds"])
+    report["utilisation_uncharged"] = report["utilisation"] / (
+      1 - report["custom_seconds"] / report["seconds"]
+    )
   return report
 
 
 def update_on(topology: Topology, programs: list[tuple[str, str]], *, parts: int) -> dict:
   """What one update does on one device of a topology, by the texts of its programs.
 
-  XLA estimates a TPU's cycles, but for custom calls, which are charged their bytes at the memory's
-  rate; of a GPU there is a floor alone, all bytes at that rate. Neither has the collectives' time.
+  XLA estimates a TPU's cycles, but for custom calls, each of which is charged the larger of its
+  bytes at the memory's rate and its FLOPs at half the chip's peak; of a GPU there is a floor alone,
+  all bytes at the memory's rate. Neither has the collectives' time.
 
   Returns:
     {"bytes_moved", "collectives" {kind: (how many, bytes)}, "cycles", "seconds", "custom_seconds"
-    (of "seconds", those charged), "groups" {part: its share of cycles or bytes}}.
+    (of "seconds", those charged), "groups" {part: its share of cycles or bytes, custom calls as one
+    part of cycles}}.
   """
   chip = topology.chip
   times = {"micro-batch": parts}
   total = compiled.added([(times.get(name, 1), compiled.summary(text)) for name, text in programs])
-  charged = total.custom_bytes / chip.bandwidth if chip.clock else 0.0
+  charged = 0.0
+  groups = {name: cost[0 if chip.clock else 1] for name, cost in total.groups.items()}
+  if chip.clock:
+    charged = sum(n * max(b / chip.bandwidth, f / (chip.peak / 2)) for b, f, n in total.custom)
+    groups["custom calls"] = charged * chip.clock
   seconds = total.cycles / chip.clock + charged if chip.clock else total.bytes / chip.bandwidth
-  by = 0 if chip.clock else 1
-  whole = sum(cost[by] for cost in total.groups.values()) or 1
+  whole = sum(groups.values()) or 1
   return {
     "bytes_moved": total.bytes,
     "collectives": total.collectives,
     "cycles": total.cycles,
     "seconds": seconds,
     "custom_seconds": charged,
-    "groups": {name: cost[by] / whole for name, cost in total.groups.items()},
+    "groups": {name: groups[name] / whole for name in sorted(groups, key=groups.get, reverse=True)},
   }
 
 
@@ -276,6 +284,8 @@ def _update_rows(report):
   else:
     what = "if memory alone took time"
   use = f"at most {report['utilisation']:.0%} of the peak rate"
+  if report["custom_seconds"]:
+    use += f" ({report['utilisation_uncharged']:.0%} without that charge)"
   return [*rows, ("an update", f"at least {milliseconds}, {what}, without collectives: {use}")]
 
 

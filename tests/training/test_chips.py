@@ -68,7 +68,7 @@ def test_a_program_in_numbers():
   # the loop's fusion reads and writes; the other reads, and writes to the chip; the custom call; a
   # copy and a slice are read, and written to the chip
   assert found.bytes == 2 * small + (f32 + large) + 2 * small + (f32 + f32 // 4)
-  assert found.custom_bytes == 2 * small
+  assert found.custom == [(2 * small, 0, 1)]
   assert found.groups == {
     "attention": (700, 4 * small),
     "convolutions": (300, f32 + large),
@@ -122,12 +122,48 @@ ENTRY %main (a: f32[100,64], b: f32[2,64]) -> f32[2,64] {
   assert [kernel.bytes for kernel in compiled.kernels(text)] == [6 * row, 102 * row]
 
 
+# a layer of splash attention, forward and back, with memory that is only named
+SPLASH = """
+ENTRY %main (q: bf16[16,2,1024,64]) -> bf16[16,2,1024,64] {
+  %m = s8[1,2,1]{2,1,0} parameter(0)
+  %q = bf16[16,2,1024,64]{3,2,1,0} parameter(1)
+  %k = bf16[16,2,512,64]{3,2,1,0} parameter(2)
+  %a = bf16[16,2,1024,64]{3,2,1,0} custom-call(), custom_call_target="AllocateBuffer"
+  %f = bf16[16,2,1024,64]{3,2,1,0} custom-call(%k), custom_call_target="tpu_custom_call"
+  %splash_mha_fwd_residuals.3 = (f32[8]{0:S(1)}, bf16[16,2,1024,64]{3,2,1,0}) custom-call(%m, %q)
+  ROOT %splash_mha_dkv_no_residuals.1 = bf16[16,2,1024,64]{3,2,1,0:S(1)} custom-call(%m, %q, %a)
+}
+"""
+
+
+def test_kernels_of_splash_attention_are_charged_their_products():
+  """4 B N T^2 D FLOPs forward and 10 back, to softmax attention's own: two products of two FLOPs,
+  and five (the weights computed anew); on a slow memory their bytes count instead.
+  """
+  array = 16 * 2 * 1024 * 64
+  products = array * 1024
+  found = compiled.summary(SPLASH)
+  assert sorted(found.custom) == [
+    (2 * array + array, 0, 1),
+    (2 * 2 * array + 2, 4 * products, 1),
+    (2 * 2 * array + 2, 10 * products, 1),
+  ]
+  assert found.groups.keys() == {"attention", "update and rest"}
+  v5e = chips.find("v5e-8")
+  told = dry_run.update_on(v5e, [("update", SPLASH)], parts=1)
+  seconds = 14 * products / (v5e.chip.peak / 2) + 3 * array / v5e.chip.bandwidth
+  assert told["custom_seconds"] == told["seconds"] == pytest.approx(seconds)
+  slow = v5e._replace(chip=v5e.chip._replace(bandwidth=1e9))
+  told = dry_run.update_on(slow, [("update", SPLASH)], parts=1)
+  assert told["custom_seconds"] == pytest.approx((11 * array + 4) / 1e9)
+
+
 def test_several_programs():
   """Micro-batches count as often as they run, the update once."""
   once = compiled.summary(TEXT)
   total = compiled.added([(4, once), (1, once)])
   assert total.bytes == 5 * once.bytes and total.cycles == 5 * once.cycles
-  assert total.custom_bytes == 5 * once.custom_bytes
+  assert sum(count * size for size, _, count in total.custom) == 5 * once.custom[0][0]
   assert total.collectives["all-gather"] == (5, 5 * once.collectives["all-gather"][1])
   assert total.groups == {name: (5 * a, 5 * b) for name, (a, b) in once.groups.items()}
 
@@ -137,10 +173,18 @@ def test_an_update_on_a_topology():
   programs = [("micro-batch", TEXT), ("update", TEXT)]
   once = compiled.summary(TEXT)
   tpu = dry_run.update_on(chips.find("v4-32"), programs, parts=3)
-  charged = 4 * once.custom_bytes / 1.228e12
+  charged = 4 * once.custom[0][0] / 1.228e12
   assert tpu["custom_seconds"] == pytest.approx(charged)
   assert tpu["seconds"] == pytest.approx(4 * 1000 / 1.05e9 + charged)
-  assert tpu["groups"] == {"attention": 0.7, "convolutions": 0.3, "update and rest": 0}
+  charge = charged * 1.05e9
+  assert tpu["groups"] == pytest.approx(
+    {
+      "attention": 2800 / (4000 + charge),
+      "convolutions": 1200 / (4000 + charge),
+      "custom calls": charge / (4000 + charge),
+      "update and rest": 0,
+    }
+  )
   gpu = dry_run.update_on(chips.find("h100"), programs, parts=3)
   assert gpu["seconds"] == pytest.approx(4 * once.bytes / 3.352e12)
   assert gpu["custom_seconds"] == 0 and gpu["bytes_moved"] == 4 * once.bytes
@@ -201,4 +245,5 @@ def test_dry_run_of_a_topology(config, mesh8, monkeypatch):
   monkeypatch.setattr(dry_run, "update_on", lambda *_, **__: found)
   tpu = dry_run.dry_run(config, mesh=mesh8, topology=chips.find("v5e-8"))
   assert "XLA's estimate of 1.000 Mcycles, 2 ms charged" in dry_run.table(tpu)
+  assert "without that charge" in dry_run.table(tpu)
   assert tpu["largest_micro_batch"] is None and "fits  in 15.2 GB a device" in dry_run.table(tpu)
