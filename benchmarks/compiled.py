@@ -2,12 +2,16 @@
 
 Usage:
   python benchmarks/compiled.py measure [CASE ...] [--keep DIR] [--label TEXT]
+  python benchmarks/compiled.py check [CASE ...]
   python benchmarks/compiled.py table
 
-`measure` compiles the CASEs (all but the narrow ones if none is given) and adds a line for each to
+`measure` compiles the CASEs (those of whole networks if none is given) and adds a line for each to
 benchmarks/compiled.jsonl; it needs '.[cuda]' for those of GPUs and '.[tpu]' for those of TPUs, and
-no accelerator. `--keep` writes the programs' texts there, too. `table` prints the first and the
-last line of each case, as in benchmarks/compiled.md.
+no accelerator. `--keep` writes the programs' texts there, too. `check` compiles the CASEs (the
+small ones if none is given) and fails if one needs more memory, bytes, cycles or collectives than
+RISE times the last line of the same compiler; it skips those that nothing compiles here, or that
+have no such line. `table` prints the first and the last line of each case, as in
+benchmarks/compiled.md.
 """
 
 import argparse
@@ -27,7 +31,13 @@ import time
 ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 LEDGER = ROOT / "benchmarks/compiled.jsonl"
+RISE = 1.05
+# what decides a program most, and what else does
+COMPILER = ("jax", "jaxlib", "libtpu", "jax-cuda12-plugin")
+LIBRARIES = ("flax", "optax")
 NARROW = ("model.ch=64", "model.emb_ch=256", "model.num_res_blocks=1")
+# what CI compiles: two levels, the second with attention of 1024 positions
+SMALL = (*NARROW, "model.ch_mult=(1, 2)", "model.attn_resolutions=(32,)")
 # case: (config, topology, micro-batch of a device, fields)
 CASES = {
   "imagenet64-h100-32": ("imagenet64", "h100", 32, ()),
@@ -39,6 +49,9 @@ CASES = {
   "narrow-h100": ("imagenet64", "h100", 32, NARROW),
   "narrow-h100x8-fsdp8": ("imagenet64", "h100x8", 32, (*NARROW, "train.fsdp=8")),
   "narrow-v5e-8": ("imagenet64", "v5e-8", 16, NARROW),
+  "small-h100": ("imagenet64", "h100", 32, SMALL),
+  "small-h100x8-fsdp8": ("imagenet64", "h100x8", 32, (*SMALL, "train.fsdp=8")),
+  "small-v5e-8": ("imagenet64", "v5e-8", 16, SMALL),
 }
 
 
@@ -60,16 +73,17 @@ def config_of(case):
   return config, topology, devices
 
 
-def versions():
-  """{package: version} of what decides a program."""
-  names = ("jax", "jaxlib", "libtpu", "jax-cuda12-plugin", "flax", "optax")
-  found = {}
-  for name in names:
-    try:
-      found[name] = importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-      continue
-  return found
+def versions(case):
+  """{package: version} of what decides the case's program."""
+  other = "jax-cuda12-plugin" if on_tpu(case) else "libtpu"
+  return {
+    name: importlib.metadata.version(name) for name in (*COMPILER, *LIBRARIES) if name != other
+  }
+
+
+def on_tpu(case):
+  """Whether a TPU is compiled for."""
+  return CASES[case][1].startswith("v")
 
 
 def measure(case, *, keep=None):
@@ -112,6 +126,53 @@ def measure(case, *, keep=None):
   }
 
 
+def rises(found, known):
+  """[what of a line rose above RISE times another's]."""
+  pairs = {name: (found[name], known[name]) for name in ("peak", "bytes_moved", "cycles")}
+  for kind, (count, size) in found["collectives"].items():
+    before = known["collectives"].get(kind, (0, 0))
+    pairs |= {f"{kind}, number": (count, before[0]), f"{kind}, bytes": (size, before[1])}
+  return [
+    f"{name} {now:,}, was {then:,}" for name, (now, then) in pairs.items() if now > RISE * then
+  ]
+
+
+def check(cases):
+  """Compile them and compare with the ledger; the number of those that rose."""
+  from cfg.base.errors import UserError
+
+  lines = ledger()
+  failed = 0
+  for case in cases:
+    try:
+      here = versions(case)
+      found = measure(case)
+    except (importlib.metadata.PackageNotFoundError, UserError) as e:
+      print(f"{case}: skipped, nothing compiles for it here ({e})", flush=True)
+      continue
+    compiler = lambda line: [line.get(name) for name in COMPILER]
+    same = [
+      line
+      for line in lines
+      if line["case"] == case and compiler(line["versions"]) == compiler(here)
+    ]
+    if not same:
+      print(f"{case}: skipped, the ledger has no line of {here}", flush=True)
+      continue
+    risen = rises(found, same[-1])
+    failed += bool(risen)
+    said = "; ".join(risen) or "no more than the ledger has"
+    if same[-1]["versions"] != here:
+      said += f" (it has {same[-1]['versions']}, here are {here})"
+    print(f"{case}: {said}; {found['compile_s']} s", flush=True)
+  return failed
+
+
+def ledger():
+  """Its lines."""
+  return [json.loads(line) for line in LEDGER.read_text(encoding="utf-8").splitlines()]
+
+
 def commit():
   """The commit of this tree, with a + if it was changed since."""
   git = lambda *args: subprocess.run(
@@ -126,8 +187,9 @@ def table(lines):
   for line in lines:
     cases.setdefault(line["case"], []).append(line)
   rows = [
-    "| case | at | peak, GB | bytes a step, GB | cycles, M | collectives a device gets |",
-    "| --- | --- | --- | --- | --- | --- |",
+    "| case | at | peak, GB | bytes a step, GB | cycles, M | utilisation (uncharged) "
+    "| collectives a device gets |",
+    "| --- | --- | --- | --- | --- | --- | --- |",
   ]
   for case, found in cases.items():
     for line in found if len(found) == 1 else (found[0], found[-1]):
@@ -136,12 +198,18 @@ def table(lines):
         for kind, (count, size) in sorted(line["collectives"].items())
         if size >= 5e6
       ]
+      least = lambda seconds, line=line: f"{line['flops'] / line['peak_rate'] / seconds:.0%}"
+      use = ""
+      if line["cycles"]:
+        charged = line["custom_seconds"]
+        use = f"{least(line['seconds'])} ({least(line['seconds'] - charged)})"
       cells = (
         case,
         line["label"],
         f"{line['peak'] / 1e9:.1f}",
         f"{line['bytes_moved'] / 1e9:.1f}",
         f"{line['cycles'] / 1e6:.0f}" if line["cycles"] else "",
+        use,
         ", ".join(moved) or "none",
       )
       rows.append(f"| {' | '.join(cells)} |")
@@ -150,21 +218,23 @@ def table(lines):
 
 def main():
   parser = argparse.ArgumentParser(usage=__doc__)
-  parser.add_argument("command", choices=["measure", "table"])
+  parser.add_argument("command", choices=["measure", "check", "table"])
   parser.add_argument("cases", nargs="*")
   parser.add_argument("--keep")
   parser.add_argument("--label", default="")
   args = parser.parse_args()
   os.environ["JAX_PLATFORMS"] = "cpu"
   if args.command == "table":
-    print(table(map(json.loads, LEDGER.read_text(encoding="utf-8").splitlines())))
+    print(table(ledger()))
+  elif args.command == "check":
+    sys.exit(check(args.cases or [case for case in CASES if case.startswith("small")]))
   else:
-    for case in args.cases or [case for case in CASES if not case.startswith("narrow")]:
+    for case in args.cases or [case for case in CASES if case.startswith("imagenet")]:
       line = {
         **measure(case, keep=args.keep),
         "label": args.label or commit(),
         "date": datetime.date.today().isoformat(),
-        "versions": versions(),
+        "versions": versions(case),
       }
       with LEDGER.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")

@@ -10,7 +10,6 @@ import functools
 import math
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
@@ -68,22 +67,21 @@ def by_shape(mesh, tree):
   return jax.tree.map(sharding, tree)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def gather(array, split, dtype):
-  """`array`, which is split by the NamedSharding `split`, whole at every device, as `dtype`; its
-  gradient is split again.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def gather(array, split):
+  """`array`, which is split by the NamedSharding `split`, whole at every device; its gradient is
+  split again.
   """
   constrain = jax.lax.with_sharding_constraint
-  return constrain(constrain(array.astype(dtype), split), replicated(split.mesh))
+  return constrain(constrain(array, split), replicated(split.mesh))
 
 
-def _gather_forward(array, split, dtype):
-  return gather(array, split, dtype), jnp.zeros((), array.dtype)
+def _gather_forward(array, split):
+  return gather(array, split), None
 
 
-def _gather_backward(split, dtype, like, gradient):
-  del dtype
-  return (jax.lax.with_sharding_constraint(gradient, split).astype(like.dtype),)
+def _gather_backward(split, _, gradient):
+  return (jax.lax.with_sharding_constraint(gradient, split),)
 
 
 gather.defvjp(_gather_forward, _gather_backward)

@@ -46,7 +46,9 @@ def inv_cos(logsnr):
 
 def upsample(h):
   """Nearest-neighbour doubling."""
-  return jnp.repeat(jnp.repeat(h, 2, axis=1), 2, axis=2)
+  batch, height, width, channels = h.shape
+  doubled = jnp.broadcast_to(h[:, :, None, :, None], (batch, height, 2, width, 2, channels))
+  return doubled.reshape(batch, 2 * height, 2 * width, channels)
 
 
 def downsample(h):

@@ -16,7 +16,7 @@ from cfg.data import sources
 from cfg.models import networks, unet
 from cfg.training import compiled
 from cfg.training.chips import Topology
-from cfg.training.step import TrainStep, state_init
+from cfg.training.step import TrainStep, as_used, state_init
 
 GB = 1e9
 
@@ -131,6 +131,7 @@ class Costs:
 
   def __init__(self, config, *, model, image_shape, mesh):
     self._mesh = mesh
+    self._model = model
     self._image_shape = image_shape
     self._texts = {}
     optimizer = optim.make_optimizer(**config.optimizer)
@@ -149,6 +150,7 @@ class Costs:
     """
     size = lambda tree: sharding.bytes_per_device(tree, sharding.by_shape(self._mesh, tree))
     params = size(self.state.params)
+    used = jax.eval_shape(functools.partial(as_used, model=self._model), self.state.params)
     # the accumulator is the running total of loss and gradients
     accumulator = params + 4 if self._parts > 1 else 0
     return {
@@ -156,7 +158,7 @@ class Costs:
       "optimizer": size(self.state.opt_state),
       "ema": size(self.state.ema),
       "step": size(self.state.step),
-      "gradients": params,
+      "gradients": size(used),
       "accumulator": accumulator,
     }
 

@@ -54,30 +54,39 @@ def losses_of_batch(params, batch, seed_key, *, example_losses, model, flip, **s
 
 
 def loss_and_gradients(params, batch, seed_key, **settings):
-  """The mean of `losses_of_batch`, and its gradient: (loss, gradients)."""
+  """The mean of `losses_of_batch`, and its gradient by the parameters `as_used`: (loss,
+  gradients).
+  """
+  model = settings["model"]
 
   def mean(params):
-    params = gather(params, model=settings["model"])
+    params = gather(params, model=model)
     return jnp.mean(losses_of_batch(params, batch, seed_key, **settings)[0])
 
-  return jax.value_and_grad(mean)(params)
+  return jax.value_and_grad(mean)(as_used(params, model=model))
+
+
+def as_used(params, *, model):
+  """The parameters with kernels in the type that the network multiplies them in. A kernel's
+  gradient is computed in that type; it is summed over devices and written down in it too, at half
+  the bytes of float32.
+  """
+
+  def used(path, leaf):
+    cast = path[-1].key == "kernel" and path[0].key not in model.IN_F32
+    return leaf.astype(model.dtype) if cast else leaf
+
+  return jax.tree.map_with_path(used, params)
 
 
 def gather(params, *, model):
-  """Parameters that are split over the model's mesh, whole, in the type that they are used in;
-  their gradients are summed and split in it. XLA, left to itself, gathers them in float32, and
-  activations too.
+  """Parameters that are split over the model's mesh, whole; their gradients are summed and split.
+  XLA, left to itself, gathers activations too.
   """
   if model.mesh is None or model.mesh.shape["fsdp"] == 1:
     return params
-
-  def whole(path, leaf, split):
-    if split.is_fully_replicated:
-      return leaf
-    exact = path[0].key in model.IN_F32
-    return sharding.gather(leaf, split, jnp.float32 if exact else jnp.dtype(model.dtype))
-
-  return jax.tree.map_with_path(whole, params, sharding.by_shape(model.mesh, params))
+  whole = lambda leaf, split: leaf if split.is_fully_replicated else sharding.gather(leaf, split)
+  return jax.tree.map(whole, params, sharding.by_shape(model.mesh, params))
 
 
 def apply_gradients(state, loss, grads, *, optimizer):
@@ -99,10 +108,10 @@ def apply_gradients(state, loss, grads, *, optimizer):
 
 
 def apply_total(state, total, *, optimizer, parts, local):
-  """`apply_gradients` of the mean over `parts` equal micro-batches; `local`, and over devices, each
-  of which has its own total in the first axis.
+  """`apply_gradients` of the mean over `parts` equal micro-batches, in float32; `local`, and over
+  devices, each of which has its own total in the first axis.
   """
-  mean = lambda t: (jnp.mean(t, axis=0) if local else t) / parts
+  mean = lambda t: (jnp.mean(t, axis=0) if local else t.astype(jnp.float32)) / parts
   loss, grads = jax.tree.map(mean, total)
   return apply_gradients(state, loss, grads, optimizer=optimizer)
 
@@ -223,10 +232,11 @@ class TrainStep:
     all hosts.
     """
     seed_key = jax.eval_shape(lambda: self._seed_key)  # the key itself is on devices that are here
-    total = jax.eval_shape(self._zeros)
     if self._parts == 1:
+      total = jax.eval_shape(self._gradients, state.params, batch, seed_key)
       gradients = self._gradients.lower(state.params, batch, seed_key)
     else:
+      total = jax.eval_shape(self._zeros)
       gradients = self._add.lower(total, state.params, batch, seed_key)
     return [
       ("micro-batch", gradients.compile()),

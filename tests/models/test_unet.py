@@ -280,8 +280,9 @@ def test_time_embedding():
 
 
 def test_resampling():
-  """Down after up is the identity; down averages 2x2."""
+  """Up repeats each pixel; down after up is the identity; down averages 2x2."""
   h = jax.random.normal(jax.random.key(0), (1, 4, 6, 3))
+  np.testing.assert_array_equal(layers.upsample(h), np.repeat(np.repeat(h, 2, axis=1), 2, axis=2))
   np.testing.assert_allclose(layers.downsample(layers.upsample(h)), h, atol=1e-6)
   np.testing.assert_allclose(
     layers.downsample(h)[0, 0, 0], h[0, :2, :2].mean(axis=(0, 1)), atol=1e-6

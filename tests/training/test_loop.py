@@ -249,6 +249,42 @@ def batch_of(rows):
   }
 
 
+@pytest.mark.usefixtures("shallow")
+@pytest.mark.parametrize("parts", [1, 2])
+def test_gradients_have_the_type_of_their_products(config, parts):
+  """With bfloat16, gradients of kernels are in it, but for those of the layers in float32; they are
+  the gradients of parameters in float32, and micro-batches are summed in that.
+  """
+  config.model.dtype = "bfloat16"
+  config.train.accumulate = parts
+  mesh = sharding.make_mesh(jax.devices()[:1])
+  model, optimizer, state = set_up(config, mesh)
+  step = train_step.TrainStep(config, model=model, optimizer=optimizer, mesh=mesh, state=state)
+  settings = train_step.loss_settings(config, model)
+  batch, key = step.place(batch_of(16))[0], jax.random.key(config.seed)
+  _, found = jax.jit(functools.partial(train_step.loss_and_gradients, **settings))(
+    state.params, batch, key
+  )
+  kinds = {
+    "/".join(k.key for k in path): leaf.dtype for path, leaf in jax.tree.leaves_with_path(found)
+  }
+  for name, dtype in kinds.items():
+    half = name.endswith("kernel") and "conv_out" not in name
+    assert dtype == (jnp.bfloat16 if half else jnp.float32), name
+  whole = lambda params: jnp.mean(train_step.losses_of_batch(params, batch, key, **settings)[0])
+  expected = jax.jit(jax.grad(whole))(state.params)
+  close = lambda a, b: np.testing.assert_allclose(
+    np.asarray(a, np.float32), b, atol=2**-8 * float(jnp.abs(b).max())
+  )
+  jax.tree.map(close, found, expected)
+  total = {
+    1: lambda: step._gradients(state.params, batch, key),
+    2: lambda: step._add(step._zeros(), state.params, batch, key),
+  }[parts]()
+  kept = {leaf.dtype for leaf in jax.tree.leaves(total)}
+  assert (jnp.dtype(jnp.bfloat16) in kept) == (parts == 1)
+
+
 def test_micro_batches_are_summed_over_devices_once():
   """Each device sums its own gradients: none move before the update, which moves each in float32
   once.

@@ -55,6 +55,22 @@ def test_clip_is_of_the_global_norm():
   np.testing.assert_allclose(small["b"][0] * 10, 0.4, rtol=1e-5)
 
 
+def test_clip_is_optax_s():
+  """The same gradients to rounding as optax's transformation, and none where there is no norm; its
+  state is the same, so that checkpoints are.
+  """
+  gradients = {"a": jnp.float32([3, -2, 1e-4]), "b": {"c": jnp.float32([[5]])}}
+  for limit in (0.5, 6.0, 7.0):
+    ours, theirs = optim.clip_by_global_norm(limit), optax.clip_by_global_norm(limit)
+    assert ours.init(gradients) == theirs.init(gradients)
+    clipped = [each.update(gradients, each.init(gradients))[0] for each in (ours, theirs)]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), *clipped)
+  ours = optim.clip_by_global_norm(1.0)
+  zeros = jax.tree.map(jnp.zeros_like, gradients)
+  clipped, _ = ours.update(zeros, ours.init(zeros))
+  assert all(not np.any(leaf) for leaf in jax.tree.leaves(clipped))
+
+
 def test_ema_is_the_recursion():
   """Each average follows e + (1 - d)(p - e), d = min(decay, (1 + n)/(10 + n)), in f32, against
   float64 numbers.
