@@ -1,6 +1,8 @@
 """What can be compiled for without being there, and what the compiled programs are said to do."""
 
+import importlib.util
 import math
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +13,7 @@ from cfg.base import sharding
 from cfg.base.errors import UserError
 from cfg.training import chips, compiled, dry_run
 
+ROOT = pathlib.Path(__file__).parents[2]
 # one device's program as a TPU's compiler writes it: a loop, an array in the chip's own memory
 # (S(1)), a started collective, a custom call
 TEXT = """
@@ -247,3 +250,24 @@ def test_dry_run_of_a_topology(config, mesh8, monkeypatch):
   assert "XLA's estimate of 1.000 Mcycles, 2 ms charged" in dry_run.table(tpu)
   assert "without that charge" in dry_run.table(tpu)
   assert tpu["largest_micro_batch"] is None and "fits  in 15.2 GB a device" in dry_run.table(tpu)
+
+
+def test_what_rose_over_the_ledger():
+  """benchmarks/compiled.py check: 5 % more memory, bytes, cycles or collectives fail, and so does a
+  collective that was not there too; less is none. The ledger has a line of each small case.
+  """
+  spec = importlib.util.spec_from_file_location("compiled_ledger", ROOT / "benchmarks/compiled.py")
+  benchmark = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(benchmark)
+  known = dict(peak=1000, bytes_moved=1000, cycles=0, collectives={"all-gather": [10, 1000]})
+  assert benchmark.rises(known, known) == []
+  more = {**known, "peak": 1049, "bytes_moved": 10, "collectives": {"all-gather": [5, 1049]}}
+  assert benchmark.rises(more, known) == []
+  for name, value in (("peak", 1051), ("bytes_moved", 1051), ("cycles", 1)):
+    assert benchmark.rises({**known, name: value}, known) == [
+      f"{name} {value:,}, was {known[name]:,}"
+    ]
+  for moved in ({"all-gather": [11, 1000]}, {"all-gather": [10, 1051]}, {"all-to-all": [1, 1]}):
+    assert benchmark.rises({**known, "collectives": moved}, known)
+  small = {case for case in benchmark.CASES if case.startswith("small")}
+  assert small <= {line["case"] for line in benchmark.ledger()}
