@@ -73,9 +73,7 @@ class Backbone(nn.Module, kw_only=True):
 
   def norm(self, name):
     """A GroupNorm of this network."""
-    return nn.GroupNorm(
-      self.norm_groups, epsilon=self.norm_eps, dtype=jnp.dtype(self.dtype), name=name
-    )
+    return layers.GroupNorm(self.norm_groups, self.norm_eps, jnp.dtype(self.dtype), name=name)
 
   def res(self, h, emb, level, examples, name, resample=None):
     """A residual block at the width of `level`; for `examples` see layers.Dropout."""

@@ -56,6 +56,46 @@ def downsample(h):
   return nn.avg_pool(h, (2, 2), strides=(2, 2))
 
 
+class GroupNorm(nn.Module):
+  """((h - mean) / sqrt(var + eps) gamma + beta) (1 + scale) + shift, mean and var over the pixels
+  and channels of a group (Wu & He 2018, arXiv 1803.08494; scale and shift: ADM section 3).
+
+  Of an image, that is h a + b with an a and a b for each channel, computed so in float32: forward
+  and backward pass then read and write as little as there is to (flax.linen.GroupNorm, which has
+  the same parameters, and a scale and shift behind it take two more passes on a GPU, and keep one
+  more array for the backward pass).
+  """
+
+  groups: int = 32
+  eps: float = 1e-6
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, h, scale=None, shift=None):
+    """[B,...,C], scale and shift [B,C] or None for none -> [B,...,C]."""
+    batch, channels = len(h), h.shape[-1]
+    pixels = tuple(range(1, h.ndim - 1))
+    gamma = self.param("scale", nn.initializers.ones_init(), (channels,))
+    beta = self.param("bias", ZEROS, (channels,))
+    x = h.astype(jnp.float32)
+
+    def of_group(moment):
+      """The mean of [B,C] over each group, [B,C] again."""
+      means = jnp.mean(moment.reshape(batch, self.groups, -1), axis=-1, keepdims=True)
+      return jnp.broadcast_to(means, (batch, self.groups, channels // self.groups)).reshape(
+        batch, channels
+      )
+
+    mean = of_group(jnp.mean(x, axis=pixels))
+    var = jnp.maximum(0.0, of_group(jnp.mean(x * x, axis=pixels)) - mean * mean)
+    a = jax.lax.rsqrt(var + self.eps) * gamma[None]
+    b = beta[None] - mean * a
+    if scale is not None:
+      a, b = a * (1 + scale), b * (1 + scale) + shift
+    each = lambda v: jnp.expand_dims(v, pixels)
+    return (x * each(a) + each(b)).astype(self.dtype)
+
+
 class Masks(NamedTuple):
   """What network dropout is drawn from.
 
@@ -174,20 +214,17 @@ class ResBlock(nn.Module):
   @nn.compact
   def __call__(self, x, emb, examples):
     resample = {None: lambda h: h, "up": upsample, "down": downsample}[self.resample]
-    norm = lambda name: nn.GroupNorm(
-      self.norm_groups, epsilon=self.norm_eps, dtype=self.dtype, name=name
-    )
+    norm = lambda name: GroupNorm(self.norm_groups, self.norm_eps, self.dtype, name=name)
     conv = lambda name, **kw: nn.Conv(self.out_ch, (3, 3), dtype=self.dtype, name=name, **kw)
 
     h = conv("conv1")(resample(nn.swish(norm("norm1")(x))))
     emb = nn.Dense((1 + self.scale_shift) * self.out_ch, dtype=self.dtype, name="emb")(
       nn.swish(emb)
-    )[:, None, None, :]
+    )
     if self.scale_shift:
-      scale, shift = jnp.split(emb, 2, axis=-1)
-      h = norm("norm2")(h) * (1 + scale) + shift
+      h = norm("norm2")(h, *jnp.split(emb, 2, axis=-1))
     else:
-      h = norm("norm2")(h + emb)
+      h = norm("norm2")(h + emb[:, None, None, :])
     h = nn.swish(h)
     h = Dropout(self.dropout)(h, examples)
     h = conv("conv2", kernel_init=ZEROS)(h)
@@ -214,7 +251,7 @@ class AttentionBlock(nn.Module):
   def __call__(self, x):
     batch, height, width, channels = x.shape
     heads = (self.num_heads, channels // self.num_heads)
-    h = nn.GroupNorm(self.norm_groups, epsilon=self.norm_eps, dtype=self.dtype, name="norm")(x)
+    h = GroupNorm(self.norm_groups, self.norm_eps, self.dtype, name="norm")(x)
     h = h.reshape(batch, height * width, channels)
     q, k, v = (nn.DenseGeneral(heads, dtype=self.dtype, name=n)(h) for n in "qkv")
     h = attention.attend(q, k, v, wanted=self.attention, mesh=self.mesh)
