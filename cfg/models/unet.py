@@ -45,8 +45,7 @@ class UNet(Backbone, kw_only=True):
     h, skips = self.encode(z, emb, examples)
     for level in reversed(range(len(self.ch_mult))):
       for block in range(self.num_res_blocks + 1):
-        h = jnp.concatenate([h, skips.pop()], axis=-1)
-        h = self.res_attend(h, emb, level, examples, f"up{level}_{block}")
+        h = self.res_attend((h, skips.pop()), emb, level, examples, f"up{level}_{block}")
       if level > 0:
         h = self.resample(h, emb, level, examples, "up")
     h = nn.swish(self.norm("norm_out")(h))

@@ -227,6 +227,91 @@ def test_dropout_masks(height):
   np.testing.assert_array_equal(drop(ones, None), ones)
 
 
+@pytest.mark.parametrize("height", [8, 6])
+def test_dropout_is_linear(height):
+  """The backward pass drops the same numbers, and scales the others by as much, though it keeps
+  their bits alone; bfloat16 stays what it is.
+  """
+  h = jax.random.normal(jax.random.key(1), (3, height, 5, 7))
+  masks = layers.Masks(jax.random.key(0), jnp.arange(3))
+  drop = lambda h: layers.Dropout(0.3).apply({}, h, masks.examples, rngs={"dropout": masks.key})
+  gradient = jax.grad(lambda h: (drop(h) * h).sum())(h)
+  np.testing.assert_allclose(gradient, 2 * drop(h), rtol=1e-6)
+  _, back = jax.vjp(drop, h)
+  np.testing.assert_allclose(back(h)[0], drop(h), rtol=1e-6)
+  half, back = jax.vjp(drop, h.astype(jnp.bfloat16))
+  assert half.dtype == back(half)[0].dtype == jnp.bfloat16
+
+
+def normal(*shape, dtype="float32", seed=0):
+  """Normal numbers."""
+  return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), dtype)
+
+
+def compare(first, second, *arguments, rtol):
+  """Two functions of the same arguments agree, and so do their gradients by each of them, to rtol
+  of the largest.
+  """
+
+  def all_of(function):
+    outputs, back = jax.vjp(function, *arguments)
+    return outputs, *back(normal(*outputs.shape, dtype=outputs.dtype, seed=9))
+
+  for a, b in zip(jax.tree.leaves(all_of(first)), jax.tree.leaves(all_of(second)), strict=True):
+    assert a.dtype == b.dtype
+    b = np.asarray(b, np.float32)
+    np.testing.assert_allclose(np.asarray(a, np.float32), b, atol=rtol * np.abs(b).max())
+
+
+def parameters(modules, inputs):
+  """The same parameters for all of these modules, from one key; and others of their shapes."""
+  every = [
+    module.init(jax.random.key(0), x)["params"] for module, x in zip(modules, inputs, strict=True)
+  ]
+  jax.tree.map(np.testing.assert_array_equal, every[0], every[1])
+  return jax.tree.map(lambda p: normal(*p.shape, seed=p.ndim), every[0])
+
+
+@pytest.mark.parametrize(("dtype", "rtol"), [("float32", 2e-6), ("bfloat16", 0.02)])
+def test_group_norm(dtype, rtol):
+  """Flax's GroupNorm with a scale and a shift behind it: the same parameters, outputs and
+  gradients; activations off zero, as they are in a trained network.
+  """
+  theirs = nn.GroupNorm(4, epsilon=1e-3, dtype=jnp.dtype(dtype))
+  ours = layers.GroupNorm(4, 1e-3, jnp.dtype(dtype))
+  h = 2 + normal(3, 4, 6, 8, dtype=dtype)
+  scale, shift = (normal(3, 8, dtype=dtype, seed=seed) for seed in (1, 2))
+  params = parameters((ours, theirs), (h, h))
+  each = lambda v: v[:, None, None]
+  compare(
+    lambda p, h, a, b: ours.apply({"params": p}, h, a, b),
+    lambda p, h, a, b: theirs.apply({"params": p}, h) * (1 + each(a)) + each(b),
+    *(params, h, scale, shift),
+    rtol=rtol,
+  )
+  compare(
+    lambda p, h: ours.apply({"params": p}, h),
+    lambda p, h: theirs.apply({"params": p}, h),
+    *(params, h),
+    rtol=rtol,
+  )
+
+
+@pytest.mark.parametrize(("dtype", "rtol"), [("float32", 2e-6), ("bfloat16", 0.01)])
+def test_dense_of_parts(dtype, rtol):
+  """Flax's Dense of the concatenation: the same parameters from a key, outputs and gradients."""
+  theirs = nn.Dense(5, dtype=jnp.dtype(dtype), name="skip")
+  ours = layers.DenseOfParts(5, jnp.dtype(dtype), name="skip")
+  parts = tuple(normal(2, 3, 3, n, dtype=dtype, seed=n) for n in (4, 1, 6))
+  side_by_side = lambda parts: jnp.concatenate(parts, axis=-1)
+  compare(
+    lambda p, parts: ours.apply({"params": p}, parts),
+    lambda p, parts: theirs.apply({"params": p}, side_by_side(parts)),
+    *(parameters((ours, theirs), (parts, side_by_side(parts))), parts),
+    rtol=rtol,
+  )
+
+
 def test_dropout_near_one():
   """A rate that rounds to 1 still has finite gradients: the largest is 1 - 2^-16."""
   masks = layers.Masks(jax.random.key(0), jnp.arange(2))
