@@ -119,14 +119,20 @@ def dry_run(run):
   dry_run.check(run.config)
   given = dict(mesh=run.mesh, memory_gb=MEMORY_GB.value)
   if TOPOLOGY.value:
+    from cfg.base import config as config_lib
     from cfg.base import sharding
-    from cfg.training import chips
+    from cfg.training import chips, kept
 
     topology = chips.find(TOPOLOGY.value)
     mesh = sharding.make_mesh(chips.devices(topology), fsdp=run.config.train.fsdp)
     log.info("compiling for %s: %s", TOPOLOGY.value, chips.EXPECT[topology.platform])
     given |= dict(topology=topology, mesh=mesh)
-  cost = dry_run.dry_run(run.config, **given)
+    question = dict(
+      config=config_lib.to_json(run.config), topology=TOPOLOGY.value, memory_gb=MEMORY_GB.value
+    )
+    cost = kept.result(question, lambda: dry_run.dry_run(run.config, **given))
+  else:
+    cost = dry_run.dry_run(run.config, **given)
   say(dry_run.table(cost))
 
 

@@ -35,7 +35,7 @@ INSIDE = {
   "laboratory": "study tables; learnt",
   "training": (
     "loop; not_finite heldout previews quick_metrics step_log dry_run stop; diagnosis; "
-    "step throughput guard; state objective chips compiled"
+    "step throughput guard; state objective chips compiled kept"
   ),
   "inference": "pictures weights_file workdir_config; meter; generator network checks; program",
   "report": "page; fronts; differences tilt meter curves grids levels plane; table drawing",

@@ -1,8 +1,9 @@
-"""What a config costs, without training: parameters, FLOPs, memory, and the largest micro-batch
-that fits.
+"""What a config costs, without training or sampling: parameters, FLOPs, memory, the largest
+micro-batch that fits, and, on machines that are not here, what the compiled programs do.
 """
 
 import functools
+import logging
 import os
 
 import jax
@@ -13,12 +14,16 @@ from cfg.base import flops, optim, sharding
 from cfg.base.config import ConfigDict
 from cfg.base.errors import UserError
 from cfg.data import sources
+from cfg.guidance import MAIN
+from cfg.inference import network, program
+from cfg.inference.generator import Generator
 from cfg.models import networks, unet
 from cfg.training import compiled
 from cfg.training.chips import Topology
 from cfg.training.step import TrainStep, as_used, state_init
 
 GB = 1e9
+log = logging.getLogger(__name__)
 
 
 def dry_run(
@@ -41,7 +46,8 @@ def dry_run(
     {"parameters", "flops_forward", "flops_training" (per image), "num_devices", "backend",
     "micro_batch" (per device), "state_bytes" (per device, by part), "temp_bytes" (per device),
     "peak_bytes" (per device), "memory_bytes", "largest_micro_batch" (per device)}; of a topology
-    also what `update_on` says. On TPUs, where a compilation takes long, the largest is None.
+    also what `update_on` says, and "sampler", what `sampler_on` does. On TPUs, where a compilation
+    takes long, the largest is None.
 
   Raises:
     UserError: a batch size that the devices cannot share, or fields that do not fit each other.
@@ -91,6 +97,10 @@ def dry_run(
     report["utilisation_uncharged"] = report["utilisation"] / (
       1 - report["custom_seconds"] / report["seconds"]
     )
+    log.info("compiling the sampler")
+    report["sampler"] = sampler_on(
+      topology, config, model=model, params=costs.state.params, image_shape=image_shape, mesh=mesh
+    )
   return report
 
 
@@ -124,6 +134,64 @@ def update_on(topology: Topology, programs: list[tuple[str, str]], *, parts: int
     "custom_seconds": charged,
     "groups": {name: groups[name] / whole for name in sorted(groups, key=groups.get, reverse=True)},
   }
+
+
+def sampler_on(topology, config, *, model, params, image_shape, mesh):
+  """What the guided sampler does on one device of a topology, by compiling it for a batch of the
+  sweep.
+
+  Args:
+    topology: of the mesh's devices.
+    config: the whole config.
+    model: of its objective.
+    params: its parameters, or their shapes.
+    image_shape: (H, W, C).
+    mesh: of stand-ins for the devices.
+
+  Returns:
+    {"batch" (images a device at once), "levels", "nfe" (rows of the network for an image), "peak"
+    (bytes), "bytes_level", "seconds_level" (at least), "utilisation" (at most), "images_s" (of all
+    devices, at most)}; None for a classifier, or if a second network guides, which is not opened.
+  """
+  if config.train.objective != "denoise" or program.roles(config) != (MAIN,):
+    return None
+  drawing = network.program_of_model(config, model, image_shape=image_shape, guides={})
+  batch = sharding.round_up(mesh, config.sweep.batch_size)
+  generator = Generator(drawing, mesh=mesh, batch_size=batch)
+  shape = jax.ShapeDtypeStruct
+  compiled_ = (
+    generator.compiled(True)
+    .lower(
+      {MAIN: params},
+      None,
+      shape((batch,), jnp.uint32),
+      shape((batch,), jnp.int32),
+      shape((), jnp.float32),
+      jax.eval_shape(lambda: jax.random.key(0)),
+    )
+    .compile()
+  )
+  told = update_on(topology, [("sampler", compiled_.as_text())], parts=1)
+  forward, _ = flops.of_network(model, image_shape=image_shape)
+  levels, rows = len(drawing.logsnr), generator.nfe(1.0)[MAIN]
+  here = batch // mesh.size
+  return {
+    "batch": here,
+    "levels": levels,
+    "nfe": rows,
+    "peak": peak_of(compiled_),
+    "bytes_level": told["bytes_moved"],
+    "seconds_level": told["seconds"],
+    "utilisation": forward * rows * here / levels / (topology.chip.peak * told["seconds"]),
+    "images_s": batch / (levels * told["seconds"]),
+  }
+
+
+def peak_of(program_):
+  """Bytes a device of a compiled program: arguments, temporary memory, and what it returns."""
+  memory = program_.memory_analysis()
+  new = memory.output_size_in_bytes - memory.alias_size_in_bytes
+  return memory.argument_size_in_bytes + memory.temp_size_in_bytes + new
 
 
 class Costs:
@@ -176,14 +244,13 @@ class Costs:
     temp = 0
     peak = 0
     programs = self._step.compile(self.state, batch)
-    self._texts[micro_batch] = [(name, program.as_text) for name, program in programs]
-    for _, program in programs:
-      memory = program.memory_analysis()
-      new = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    self._texts[micro_batch] = [(name, each.as_text) for name, each in programs]
+    for _, each in programs:
+      memory = each.memory_analysis()
       # of the state, what this program does not see
       others = max(0, resident - memory.argument_size_in_bytes)
       temp = max(temp, memory.temp_size_in_bytes)
-      peak = max(peak, memory.argument_size_in_bytes + memory.temp_size_in_bytes + new + others)
+      peak = max(peak, peak_of(each) + others)
     return {"temp": temp, "peak": peak}
 
   def largest(self, memory, *, known):
@@ -288,7 +355,18 @@ def _update_rows(report):
   use = f"at most {report['utilisation']:.0%} of the peak rate"
   if report["custom_seconds"]:
     use += f" ({report['utilisation_uncharged']:.0%} without that charge)"
-  return [*rows, ("an update", f"at least {milliseconds}, {what}, without collectives: {use}")]
+  rows.append(("an update", f"at least {milliseconds}, {what}, without collectives: {use}"))
+  if sampler := report["sampler"]:
+    rows.append(
+      (
+        "sampling",
+        f"{sampler['batch']} images a device at once: peak {si(sampler['peak'])}B; a level reads "
+        f"and writes {si(sampler['bytes_level'])}B and takes at least "
+        f"{1e3 * sampler['seconds_level']:.0f} ms, at most {sampler['utilisation']:.0%} of the "
+        f"peak rate; with {sampler['levels']} levels at most {sampler['images_s']:.3g} images/s",
+      )
+    )
+  return rows
 
 
 def si(number: float) -> str:

@@ -11,7 +11,7 @@ import pytest
 
 from cfg.base import sharding
 from cfg.base.errors import UserError
-from cfg.training import chips, compiled, dry_run
+from cfg.training import chips, compiled, dry_run, kept
 
 ROOT = pathlib.Path(__file__).parents[2]
 # one device's program as a TPU's compiler writes it: a loop, an array in the chip's own memory
@@ -240,8 +240,23 @@ def test_dry_run_of_a_topology(config, mesh8, monkeypatch):
   # the gradients once, however many micro-batches, and little else
   assert count >= 1 and params <= size < 1.1 * params
   assert 0 < report["utilisation"] < 1 and np.isfinite(report["seconds"])
+  sampler = report["sampler"]
+  assert sampler["batch"] * 8 == config.sweep.batch_size
+  assert sampler["levels"] == config.sampler.num_steps and sampler["peak"] > params
+  # each row of each level goes through the network: twice a level but for w = 0
+  assert sampler["nfe"] >= 2 * config.sampler.num_steps
+  assert sampler["images_s"] == pytest.approx(
+    8 * sampler["batch"] / sampler["levels"] / sampler["seconds_level"]
+  )
   text = dry_run.table(report)
-  for word in ("collectives", "all-reduce", "dearest", "of the peak rate", "in 76.4 GB a device"):
+  for word in (
+    "collectives",
+    "all-reduce",
+    "dearest",
+    "of the peak rate",
+    "in 76.4 GB a device",
+    "images/s",
+  ):
     assert word in text, text
   names = ("bytes_moved", "collectives", "groups", "seconds")
   found = {**{name: report[name] for name in names}, "cycles": 10**6, "custom_seconds": 0.002}
@@ -271,3 +286,23 @@ def test_what_rose_over_the_ledger():
     assert benchmark.rises({**known, "collectives": moved}, known)
   small = {case for case in benchmark.CASES if case.startswith("small")}
   assert small <= {line["case"] for line in benchmark.ledger()}
+
+
+def test_results_are_kept(tmp_path, monkeypatch):
+  """The same question is computed once; another one, other code or a damaged file is computed."""
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+  answers = iter(range(100))
+  ask = lambda **question: kept.result(question, lambda: {"n": next(answers)})["n"]
+  assert ask(topology="v5e-8", w=1) == ask(w=1, topology="v5e-8") == 0
+  assert ask(topology="v5e-8", w=2) == 1
+  [first, second] = sorted(
+    (tmp_path / "cfg/dry_run").iterdir(), key=lambda file: file.stat().st_mtime
+  )
+  first.write_text("{")
+  assert ask(topology="v5e-8", w=1) == 2 and ask(topology="v5e-8", w=2) == 1
+  (tmp_path / "package").mkdir()
+  (tmp_path / "package/new.py").write_text("")
+  monkeypatch.setattr(kept, "PACKAGE", tmp_path / "package")
+  assert ask(topology="v5e-8", w=1) == 3
+  monkeypatch.setattr(kept.importlib.metadata, "version", lambda name: "0.0")
+  assert ask(topology="v5e-8", w=1) == 4
