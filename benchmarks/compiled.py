@@ -44,7 +44,9 @@ SMALLEST = (*NARROW, "model.ch_mult=(1,)", "model.attn_resolutions=(32,)", "data
 # train.accumulate is among the fields
 CASES = {
   "imagenet64-h100-32": ("imagenet64", "h100", 32, ()),
+  "imagenet64-h100-64": ("imagenet64", "h100", 64, ()),
   "imagenet64-h100-128": ("imagenet64", "h100", 128, ()),
+  "imagenet64-h100x64": ("imagenet64", "h100x64", 32, ()),
   "imagenet64-h100x8-fsdp8": ("imagenet64", "h100x8", 32, ("train.fsdp=8",)),
   "imagenet64-v4-32": ("imagenet64", "v4-32", 32, ()),
   "imagenet64-v4-32-64x2": ("imagenet64", "v4-32", 64, ("train.accumulate=2",)),
@@ -126,6 +128,14 @@ def measure(case, *, keep=None):
     "flops": training * micro * parts,
     "peak_rate": topology.chip.peak,
     **told,
+    "programs": {
+      name: {
+        key: value
+        for key, value in dry_run.update_on(topology, [(name, text)], parts=1).items()
+        if key in ("bytes_moved", "cycles", "custom_seconds", "collectives")
+      }
+      for name, text in programs
+    },
     "compile_s": round(time.perf_counter() - start[0]),
     "processor_s": round(time.process_time() - start[1]),
     "host_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 1),

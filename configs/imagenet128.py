@@ -14,7 +14,7 @@ Commands:
   # what it costs, without training
   python -m cfg.main --config=configs/imagenet128.py --mode=dry_run
 
-Hardware: 32 GPUs of 80 GB, or a TPU slice.
+Hardware: 8 GPUs of 80 GB, with 32 images each, or a TPU slice.
 Time: 691.2 million images at 1.79 TFLOP each. Estimated, not measured: 5 days on 8 H200 at 45% of
 790 TFLOP/s.
 

@@ -18,10 +18,10 @@ the result is not in prepared/imagenet64, set --config.data.path. TFDS's imagene
 something else: see docs/data.md. Without Inception's weights, add --config.inception.path= and
 --config.judge.num_steps=20000 for numbers in the features of a judge.
 
-Hardware: 8 GPUs of 80 GB. Each update consists of 8 micro-batches of 32 images per GPU
-(--mode=dry_run --topology=h100 finds room for 128). On a larger slice set
---config.train.accumulate=1, with less memory raise it: the update is the same. For one GPU of 12 GB
-see imagenet64_12gb.py.
+Hardware: 8 GPUs of 80 GB, or a TPU v4-32. Each update consists of 2 micro-batches, of 128 images
+per H100 or 64 per TPU chip; what fits other machines is in benchmarks/compiled.md and said by
+--mode=dry_run --topology=NAME. On a larger slice set --config.train.accumulate=1, with less memory
+raise it: the update is the same. For one GPU of 12 GB see imagenet64_12gb.py.
 Time: 819.2 million images at 0.63 TFLOP each. Estimated, not measured: 2 days on 8 H200 at 45% of
 790 TFLOP/s.
 
@@ -83,7 +83,7 @@ def get_config(options="p_uncond=0.1"):
   config.optimizer.update(learning_rate=3e-4, warmup_steps=10_000)
   config.train.update(
     batch_size=2048,
-    accumulate=8,
+    accumulate=2,
     num_steps=400_000,
     p_uncond=parse_options(options),
     flip=True,

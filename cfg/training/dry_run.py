@@ -243,6 +243,7 @@ class Costs:
     resident = sum(bytes_.values()) - bytes_["gradients"]
     temp = 0
     peak = 0
+    log.info("compiling the step for %d images a device", micro_batch)
     programs = self._step.compile(self.state, batch)
     self._texts[micro_batch] = [(name, each.as_text) for name, each in programs]
     for _, each in programs:
