@@ -47,8 +47,8 @@ def replicated(mesh):
 
 
 def by_shape(mesh, tree):
-  """A tree of shardings like `tree`: each array's largest dimension that "fsdp" divides is split
-  over it.
+  """A tree of shardings like `tree`: each array's last dimension that "fsdp" divides is split over
+  it: a kernel's outputs, so that parts of it by inputs are split as the whole is.
 
   Small arrays, and those that do not divide, are replicated. Equal shapes are split
   alike, so parameters, gradients, averages and moments are.
@@ -59,7 +59,7 @@ def by_shape(mesh, tree):
     fitting = [axis for axis, size in enumerate(leaf.shape) if size % parts == 0]
     if parts == 1 or math.prod(leaf.shape) < SMALLEST_SPLIT or not fitting:
       return replicated(mesh)
-    axis = max(fitting, key=lambda axis: (leaf.shape[axis], axis))
+    axis = max(fitting)
     return NamedSharding(
       mesh, PartitionSpec(*(AXES[1] if i == axis else None for i in range(len(leaf.shape))))
     )
