@@ -162,8 +162,10 @@ def _drop_forward(h, kept, rate):
 
 
 def _drop_backward(rate, kept, gradient):
-  # behind a barrier, or XLA would keep the mask of the forward pass
-  return drop(gradient, jax.lax.optimization_barrier(kept), rate), None
+  # behind a barrier, or XLA would keep the mask of the forward pass, which costs a TPU less
+  barrier = jax.lax.optimization_barrier
+  kept = jax.lax.platform_dependent(kept, tpu=lambda kept: kept, default=barrier)
+  return drop(gradient, kept, rate), None
 
 
 drop.defvjp(_drop_forward, _drop_backward)
