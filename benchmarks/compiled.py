@@ -115,8 +115,9 @@ def measure(case, *, keep=None):
       file = pathlib.Path(keep) / f"{case}.{name}.txt.gz"
       file.write_bytes(gzip.compress(text.encode()))
   parts = config.train.accumulate
-  told = dry_run.update_on(topology, programs, parts=parts)
   _, training = flops.of_network(model, image_shape=image_shape)
+  products = training * micro * parts
+  told = dry_run.update_on(topology, programs, parts=parts, products=products)
   return {
     "case": case,
     "micro_batch": micro,
@@ -125,7 +126,7 @@ def measure(case, *, keep=None):
     "temp": memory["temp"],
     "state": sum(costs.state_bytes().values()),
     "parameters": costs.state_bytes()["parameters"],
-    "flops": training * micro * parts,
+    "flops": products,
     "peak_rate": topology.chip.peak,
     **told,
     "programs": {

@@ -92,8 +92,9 @@ def dry_run(
     ),
   }
   if topology is not None:
-    report |= update_on(topology, costs.programs(micro), parts=parts)
-    report["utilisation"] = training * micro * parts / (topology.chip.peak * report["seconds"])
+    products = training * micro * parts
+    report |= update_on(topology, costs.programs(micro), parts=parts, products=products)
+    report["utilisation"] = products / (topology.chip.peak * report["seconds"])
     report["utilisation_uncharged"] = report["utilisation"] / (
       1 - report["custom_seconds"] / report["seconds"]
     )
@@ -104,12 +105,15 @@ def dry_run(
   return report
 
 
-def update_on(topology: Topology, programs: list[tuple[str, str]], *, parts: int) -> dict:
+def update_on(
+  topology: Topology, programs: list[tuple[str, str]], *, parts: int, products: float = 0
+) -> dict:
   """What one update does on one device of a topology, by the texts of its programs.
 
   XLA estimates a TPU's cycles, but for custom calls, each of which is charged the larger of its
   bytes at the memory's rate and its FLOPs at half the chip's peak; of a GPU there is a floor alone,
-  all bytes at the memory's rate. Neither has the collectives' time.
+  the larger of all bytes at the memory's rate and the `products` [FLOPs] at the peak. Neither has
+  the collectives' time.
 
   Returns:
     {"bytes_moved", "collectives" {kind: (how many, bytes)}, "cycles", "seconds", "custom_seconds"
@@ -124,7 +128,9 @@ def update_on(topology: Topology, programs: list[tuple[str, str]], *, parts: int
   if chip.clock:
     charged = sum(n * max(b / chip.bandwidth, f / (chip.peak / 2)) for b, f, n in total.custom)
     groups["custom calls"] = charged * chip.clock
-  seconds = total.cycles / chip.clock + charged if chip.clock else total.bytes / chip.bandwidth
+    seconds = total.cycles / chip.clock + charged
+  else:
+    seconds = max(total.bytes / chip.bandwidth, products / chip.peak)
   whole = sum(groups.values()) or 1
   return {
     "bytes_moved": total.bytes,
@@ -171,10 +177,11 @@ def sampler_on(topology, config, *, model, params, image_shape, mesh):
     )
     .compile()
   )
-  told = update_on(topology, [("sampler", compiled_.as_text())], parts=1)
   forward, _ = flops.of_network(model, image_shape=image_shape)
   levels, rows = len(drawing.logsnr), generator.nfe(1.0)[MAIN]
   here = batch // mesh.size
+  products = forward * rows * here / levels
+  told = update_on(topology, [("sampler", compiled_.as_text())], parts=1, products=products)
   return {
     "batch": here,
     "levels": levels,
@@ -182,7 +189,7 @@ def sampler_on(topology, config, *, model, params, image_shape, mesh):
     "peak": peak_of(compiled_),
     "bytes_level": told["bytes_moved"],
     "seconds_level": told["seconds"],
-    "utilisation": forward * rows * here / levels / (topology.chip.peak * told["seconds"]),
+    "utilisation": products / (topology.chip.peak * told["seconds"]),
     "images_s": batch / (levels * told["seconds"]),
   }
 
@@ -352,7 +359,7 @@ def _update_rows(report):
       f", {charged:.0f} ms charged for custom calls" if charged else ""
     )
   else:
-    what = "if memory alone took time"
+    what = "by memory's rate or the products at the peak, whichever takes longer"
   use = f"at most {report['utilisation']:.0%} of the peak rate"
   if report["custom_seconds"]:
     use += f" ({report['utilisation_uncharged']:.0%} without that charge)"

@@ -190,6 +190,9 @@ def test_an_update_on_a_topology():
   )
   gpu = dry_run.update_on(chips.find("h100"), programs, parts=3)
   assert gpu["seconds"] == pytest.approx(4 * once.bytes / 3.352e12)
+  products = 10 * gpu["seconds"] * chips.find("h100").chip.peak
+  more = dry_run.update_on(chips.find("h100"), programs, parts=3, products=products)
+  assert more["seconds"] == pytest.approx(10 * gpu["seconds"])
   assert gpu["custom_seconds"] == 0 and gpu["bytes_moved"] == 4 * once.bytes
   assert sum(gpu["groups"].values()) == pytest.approx(1)
 
@@ -239,7 +242,8 @@ def test_dry_run_of_a_topology(config, mesh8, monkeypatch):
   count, size = report["collectives"]["all-reduce"]
   # the gradients once, however many micro-batches, and little else
   assert count >= 1 and params <= size < 1.1 * params
-  assert 0 < report["utilisation"] < 1 and np.isfinite(report["seconds"])
+  assert 0 < report["utilisation"] <= 1 and 0 < report["sampler"]["utilisation"] <= 1
+  assert np.isfinite(report["seconds"])
   sampler = report["sampler"]
   assert sampler["batch"] * 8 == config.sweep.batch_size
   assert sampler["levels"] == config.sampler.num_steps and sampler["peak"] > params
