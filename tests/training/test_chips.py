@@ -308,5 +308,7 @@ def test_results_are_kept(tmp_path, monkeypatch):
   (tmp_path / "package/new.py").write_text("")
   monkeypatch.setattr(kept, "PACKAGE", tmp_path / "package")
   assert ask(topology="v5e-8", w=1) == 3
-  monkeypatch.setattr(kept.importlib.metadata, "version", lambda name: "0.0")
+  (tmp_path / "package/new.py").write_text("x = 1")
   assert ask(topology="v5e-8", w=1) == 4
+  monkeypatch.setattr(kept.importlib.metadata, "version", lambda name: "0.0")
+  assert ask(topology="v5e-8", w=1) == 5
