@@ -148,24 +148,24 @@ class Dropout(nn.Module):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def drop(h, kept, rate):
-  """h / rate where it is kept, else 0: bit i of kept [B,ceil(H/4),W,C] uint8 is of the i-th quarter
+def drop(h, kept, keep):
+  """h / keep where it is kept, else 0: bit i of kept [B,ceil(H/4),W,C] uint8 is of the i-th quarter
   of h's rows. The backward pass keeps those bits, an eighth of what h in bfloat16 takes.
   """
   quarters = [(kept >> i) & 1 for i in range(4)]
   mask = jnp.concatenate(quarters, axis=1)[:, : h.shape[1]] == 1
-  return jnp.where(mask, h / jnp.asarray(rate, h.dtype), jnp.zeros((), h.dtype))
+  return jnp.where(mask, h / jnp.asarray(keep, h.dtype), jnp.zeros((), h.dtype))
 
 
-def _drop_forward(h, kept, rate):
-  return drop(h, kept, rate), kept
+def _drop_forward(h, kept, keep):
+  return drop(h, kept, keep), kept
 
 
-def _drop_backward(rate, kept, gradient):
+def _drop_backward(keep, kept, gradient):
   # behind a barrier, or XLA would keep the mask of the forward pass, which costs a TPU less
   barrier = jax.lax.optimization_barrier
   kept = jax.lax.platform_dependent(kept, tpu=lambda kept: kept, default=barrier)
-  return drop(gradient, kept, rate), None
+  return drop(gradient, kept, keep), None
 
 
 drop.defvjp(_drop_forward, _drop_backward)
