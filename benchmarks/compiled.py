@@ -19,7 +19,6 @@ import ast
 import datetime
 import gzip
 import importlib
-import importlib.metadata
 import json
 import os
 import pathlib
@@ -32,9 +31,8 @@ ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 LEDGER = ROOT / "benchmarks/compiled.jsonl"
 RISE = 1.05
-# what decides a program most, and what else does
+# of what decides a program, what does most
 COMPILER = ("jax", "jaxlib", "libtpu", "jax-cuda12-plugin")
-LIBRARIES = ("flax", "optax")
 NARROW = ("model.ch=64", "model.emb_ch=256", "model.num_res_blocks=1")
 # what CI compiles: two levels, the second with attention of 1024 positions
 SMALL = (*NARROW, "model.ch_mult=(1, 2)", "model.attn_resolutions=(32,)")
@@ -81,10 +79,10 @@ def config_of(case):
 
 def versions(case):
   """{package: version} of what decides the case's program."""
+  from cfg.training import kept
+
   other = "jax-cuda12-plugin" if on_tpu(case) else "libtpu"
-  return {
-    name: importlib.metadata.version(name) for name in (*COMPILER, *LIBRARIES) if name != other
-  }
+  return {name: version for name, version in kept.versions().items() if name != other}
 
 
 def on_tpu(case):
@@ -97,7 +95,7 @@ def measure(case, *, keep=None):
   from cfg.base import flops, sharding
   from cfg.data import sources
   from cfg.models import networks
-  from cfg.training import dry_run
+  from cfg.training import dry_run, estimates
 
   start = time.perf_counter(), time.process_time()
   config, topology, devices = config_of(case)
@@ -117,7 +115,7 @@ def measure(case, *, keep=None):
   parts = config.train.accumulate
   _, training = flops.of_network(model, image_shape=image_shape)
   products = training * micro * parts
-  told = dry_run.update_on(topology, programs, parts=parts, products=products)
+  told = estimates.update_on(topology, programs, parts=parts, products=products)
   return {
     "case": case,
     "micro_batch": micro,
@@ -132,7 +130,7 @@ def measure(case, *, keep=None):
     "programs": {
       name: {
         key: value
-        for key, value in dry_run.update_on(topology, [(name, text)], parts=1).items()
+        for key, value in estimates.update_on(topology, [(name, text)], parts=1).items()
         if key in ("bytes_moved", "cycles", "custom_seconds", "collectives")
       }
       for name, text in programs
@@ -164,7 +162,7 @@ def check(cases):
     try:
       here = versions(case)
       found = measure(case)
-    except (importlib.metadata.PackageNotFoundError, UserError) as e:
+    except UserError as e:
       print(f"{case}: skipped, nothing compiles for it here ({e})", flush=True)
       continue
     compiler = lambda line: [line.get(name) for name in COMPILER]

@@ -9,7 +9,7 @@ this was run.
 
 The model: an update takes its micro-batches, one update of the parameters, and one all-reduce of
 the gradients, one after the other.
-  TPU: XLA's cycles, and custom calls charged as in cfg/training/dry_run.py.
+  TPU: XLA's cycles, and custom calls charged as in cfg/training/estimates.py.
   GPU: the products at half the dense peak, and all bytes at the memory's rate, one after the other.
   All-reduce: 2 (n - 1) / n of the gradients (float32 with several micro-batches, else kernels in
   bfloat16) at the network's rate. TPU v4: 150 GB/s, half of the 300 GB/s of its six links (Jouppi
@@ -17,13 +17,8 @@ the gradients, one after the other.
   eighth that is left between hosts at 50 GB/s (one 400 Gb/s adapter for each GPU).
 """
 
-import json
-import pathlib
-import sys
+import compiled
 
-ROOT = pathlib.Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
-LEDGER = ROOT / "benchmarks/compiled.jsonl"
 BATCH = 2048
 # kind: (topology, cases of the line, the case that checks it, the largest micro-batch to take)
 KINDS = {
@@ -38,8 +33,7 @@ V4_LINKS, NVLINK, ADAPTER = 150e9, 450e9, 50e9
 
 def last(case):
   """The last line of the ledger for a case, or None."""
-  lines = [json.loads(line) for line in LEDGER.read_text(encoding="utf-8").splitlines()]
-  return next((line for line in reversed(lines) if line["case"] == case), None)
+  return next((line for line in reversed(compiled.ledger()) if line["case"] == case), None)
 
 
 def seconds(line, chip):

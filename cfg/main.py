@@ -125,12 +125,16 @@ def dry_run(run):
 
     topology = chips.find(TOPOLOGY.value)
     mesh = sharding.make_mesh(chips.devices(topology), fsdp=run.config.train.fsdp)
-    log.info("compiling for %s: %s", TOPOLOGY.value, chips.EXPECT[topology.platform])
     given |= dict(topology=topology, mesh=mesh)
     question = dict(
       config=config_lib.to_json(run.config), topology=TOPOLOGY.value, memory_gb=MEMORY_GB.value
     )
-    cost = kept.result(question, lambda: dry_run.dry_run(run.config, **given))
+
+    def compute():
+      log.info("compiling for %s: %s", TOPOLOGY.value, chips.EXPECT[topology.platform])
+      return dry_run.dry_run(run.config, **given)
+
+    cost = kept.result(question, compute)
   else:
     cost = dry_run.dry_run(run.config, **given)
   say(dry_run.table(cost))

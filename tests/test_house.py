@@ -34,7 +34,7 @@ INSIDE = {
   "sweep": "run; strength; provenance variant",
   "laboratory": "study tables; learnt",
   "training": (
-    "loop; not_finite heldout previews quick_metrics step_log dry_run stop; diagnosis; "
+    "loop; not_finite heldout previews quick_metrics step_log dry_run stop; diagnosis estimates; "
     "step throughput guard; state objective chips compiled kept"
   ),
   "inference": "pictures weights_file workdir_config; meter; generator network checks; program",

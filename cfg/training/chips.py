@@ -72,7 +72,7 @@ PER_HOST = 8  # GPUs
 # what to expect of a whole step, of the paper's 64x64 model
 EXPECT = {
   "tpu": "about 15 minutes of a processor and 13 to 19 GB for a network of 300 million parameters",
-  "cuda": "about 75 seconds of a processor and 3 GB for a network of 300 million parameters, each "
+  "cuda": "about 90 seconds of a processor and 3 GB for a network of 300 million parameters, each "
   "time, and a few times",
 }
 EXTRAS = {"tpu": ("libtpu", "tpu"), "cuda": ("jax_cuda12_plugin", "cuda")}

@@ -41,14 +41,19 @@ def result(question: Mapping[str, Any], compute: Callable[[], dict[str, Any]]) -
 
 def fingerprint(question: Mapping[str, Any]) -> str:
   """A hash of the question, of the versions of what compiles, and of this package's code."""
-  versions = {}
-  for name in DECIDES:
-    try:
-      versions[name] = importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-      continue
-  digest = hashlib.sha256(json.dumps([question, versions], sort_keys=True).encode())
+  digest = hashlib.sha256(json.dumps([question, versions()], sort_keys=True).encode())
   for source in sorted(PACKAGE.rglob("*.py")):
     digest.update(str(source.relative_to(PACKAGE)).encode())
     digest.update(source.read_bytes())
   return digest.hexdigest()[:24]
+
+
+def versions() -> dict[str, str]:
+  """{package: version} of what compiles, as far as it is installed."""
+  found = {}
+  for name in DECIDES:
+    try:
+      found[name] = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+      continue
+  return found

@@ -154,7 +154,7 @@ class TrainStep:
 
   Gradients and update are programs of their own. In one, XLA for GPUs updates convolutions in the
   layout of their gradients, in several passes with copies between: 21 GB a step of the paper's
-  64x64 model, where 13 GB do.
+  64x64 model, where 11 GB do.
 
   With config.train.accumulate > 1 the batch goes through the network in so many micro-batches,
   whose gradients are summed in float32 before one update: the same update in less memory. Each

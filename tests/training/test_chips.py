@@ -11,7 +11,7 @@ import pytest
 
 from cfg.base import sharding
 from cfg.base.errors import UserError
-from cfg.training import chips, compiled, dry_run, kept
+from cfg.training import chips, compiled, dry_run, estimates, kept
 
 ROOT = pathlib.Path(__file__).parents[2]
 # one device's program as a TPU's compiler writes it: a loop, an array in the chip's own memory
@@ -153,11 +153,11 @@ def test_kernels_of_splash_attention_are_charged_their_products():
   ]
   assert found.groups.keys() == {"attention", "update and rest"}
   v5e = chips.find("v5e-8")
-  told = dry_run.update_on(v5e, [("update", SPLASH)], parts=1)
+  told = estimates.update_on(v5e, [("update", SPLASH)], parts=1)
   seconds = 14 * products / (v5e.chip.peak / 2) + 3 * array / v5e.chip.bandwidth
   assert told["custom_seconds"] == told["seconds"] == pytest.approx(seconds)
   slow = v5e._replace(chip=v5e.chip._replace(bandwidth=1e9))
-  told = dry_run.update_on(slow, [("update", SPLASH)], parts=1)
+  told = estimates.update_on(slow, [("update", SPLASH)], parts=1)
   assert told["custom_seconds"] == pytest.approx((11 * array + 4) / 1e9)
 
 
@@ -175,7 +175,7 @@ def test_an_update_on_a_topology():
   """A TPU's time is its cycles and what custom calls are charged; a GPU's floor is its bytes."""
   programs = [("micro-batch", TEXT), ("update", TEXT)]
   once = compiled.summary(TEXT)
-  tpu = dry_run.update_on(chips.find("v4-32"), programs, parts=3)
+  tpu = estimates.update_on(chips.find("v4-32"), programs, parts=3)
   charged = 4 * once.custom[0][0] / 1.228e12
   assert tpu["custom_seconds"] == pytest.approx(charged)
   assert tpu["seconds"] == pytest.approx(4 * 1000 / 1.05e9 + charged)
@@ -188,10 +188,10 @@ def test_an_update_on_a_topology():
       "update and rest": 0,
     }
   )
-  gpu = dry_run.update_on(chips.find("h100"), programs, parts=3)
+  gpu = estimates.update_on(chips.find("h100"), programs, parts=3)
   assert gpu["seconds"] == pytest.approx(4 * once.bytes / 3.352e12)
   products = 10 * gpu["seconds"] * chips.find("h100").chip.peak
-  more = dry_run.update_on(chips.find("h100"), programs, parts=3, products=products)
+  more = estimates.update_on(chips.find("h100"), programs, parts=3, products=products)
   assert more["seconds"] == pytest.approx(10 * gpu["seconds"])
   assert gpu["custom_seconds"] == 0 and gpu["bytes_moved"] == 4 * once.bytes
   assert sum(gpu["groups"].values()) == pytest.approx(1)
@@ -264,7 +264,8 @@ def test_dry_run_of_a_topology(config, mesh8, monkeypatch):
     assert word in text, text
   names = ("bytes_moved", "collectives", "groups", "seconds")
   found = {**{name: report[name] for name in names}, "cycles": 10**6, "custom_seconds": 0.002}
-  monkeypatch.setattr(dry_run, "update_on", lambda *_, **__: found)
+  for module in (dry_run, estimates):
+    monkeypatch.setattr(module, "update_on", lambda *_, **__: found)
   tpu = dry_run.dry_run(config, mesh=mesh8, topology=chips.find("v5e-8"))
   assert "XLA's estimate of 1.000 Mcycles, 2 ms charged" in dry_run.table(tpu)
   assert "without that charge" in dry_run.table(tpu)
